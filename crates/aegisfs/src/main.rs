@@ -1,0 +1,2 @@
+//! AegisFS: one filesystem from many devices.
+fn main() {}

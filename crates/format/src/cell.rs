@@ -1,0 +1,388 @@
+//! Cells: a row's piece on one device.
+//!
+//! ```text
+//! | header 256 | directory: one entry per chunk | payload: frames one after the other | zeros to 4 KiB |
+//! ```
+//! A **frame** is what was compressed in one go: one chunk, or several small neighbours. Parity cells have a
+//! header and an empty directory; their payload is computed over the data cells' bytes behind the header.
+
+use crate::{FormatError, Sum128, sum128, sum128_of_parts};
+use aegisfs_base::limits::{BLOCK_BYTES, CELL_BYTES_MAX, CHUNK_BYTES_MAX, FRAME_BYTES_MAX};
+use aegisfs_base::{ChunkId, Incarnation, RowIndex, SegmentId};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// First bytes of a cell.
+pub const CELL_MAGIC: [u8; 8] = *b"AegisCel";
+
+const WHAT: &str = "cell";
+const HEADER_BYTES: usize = size_of::<CellHeaderV1>();
+const ENTRY_BYTES: usize = size_of::<CellChunkV1>();
+
+on_disk! {
+    /// Begins a cell.
+    pub struct CellHeaderV1 [256] {
+        /// [`CELL_MAGIC`].
+        magic: [u8; 8],
+        /// Always 1.
+        version: U16,
+        /// Which cell of the row.
+        cell: u8,
+        /// Data cells of the row.
+        shards_data: u8,
+        /// Parity cells of the row.
+        shards_parity: u8,
+        /// Reserved, zero.
+        reserved_geometry: [u8; 3],
+        /// The segment.
+        segment: U64,
+        /// The row's place in it.
+        row: U32,
+        /// Where the cell begins, from the start of its slot.
+        slot_offset: U32,
+        /// Bytes of the cell, padding included.
+        cell_bytes: U32,
+        /// Entries of the directory.
+        chunks: U32,
+        /// Bytes of the payload, without padding.
+        payload_bytes: U32,
+        /// Reserved, zero.
+        reserved_length: U32,
+        /// Who wrote it.
+        incarnation: U64,
+        /// XXH3-128 of the payload.
+        payload_sum: [u8; 16],
+        /// XXH3-128 over the sums of all data cells of the row: the row's own id.
+        row_sum: [u8; 16],
+        /// Reserved, zero.
+        reserved: [u8; 152],
+        /// XXH3-128 of the header before it and of the directory.
+        sum: [u8; 16],
+    }
+}
+
+on_disk! {
+    /// A chunk in a cell's directory.
+    pub struct CellChunkV1 [72] {
+        /// The chunk.
+        chunk: U64,
+        /// BLAKE3 of its plain bytes.
+        hash: [u8; 32],
+        /// Where its frame begins, from the start of the payload.
+        frame_offset: U32,
+        /// Stored bytes of the frame.
+        frame_stored: U32,
+        /// Plain bytes of the frame.
+        frame_plain: U32,
+        /// Where the chunk begins in the plain frame.
+        offset_in_frame: U32,
+        /// Plain bytes of the chunk.
+        plain_bytes: U32,
+        /// 0 as it is, 1 lz4, 2 zstd.
+        codec: u8,
+        /// Reserved, zero.
+        reserved: u8,
+        /// Key domain; 0 is not sealed.
+        key_domain: U16,
+        /// Reserved, zero.
+        reserved_too: U64,
+    }
+}
+
+/// A chunk in a cell's directory, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellChunk {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// BLAKE3 of its plain bytes.
+    pub hash: [u8; 32],
+    /// Where its frame begins, from the start of the payload.
+    pub frame_offset: u32,
+    /// Stored bytes of the frame.
+    pub frame_stored: u32,
+    /// Plain bytes of the frame.
+    pub frame_plain: u32,
+    /// Where the chunk begins in the plain frame.
+    pub offset_in_frame: u32,
+    /// Plain bytes of the chunk.
+    pub plain_bytes: u32,
+    /// Codec number.
+    pub codec: u8,
+    /// Key domain.
+    pub key_domain: u16,
+}
+
+/// A cell's place and geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellPlace {
+    /// The segment.
+    pub segment: SegmentId,
+    /// The row.
+    pub row: RowIndex,
+    /// Which cell of the row.
+    pub cell: u8,
+    /// Data and parity cells of the row.
+    pub shards: (u8, u8),
+    /// Where the cell begins in its slot.
+    pub slot_offset: u32,
+    /// Who wrote it.
+    pub incarnation: Incarnation,
+}
+
+/// A cell, decoded and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// Where it belongs.
+    pub place: CellPlace,
+    /// Bytes of the whole cell.
+    pub cell_bytes: u32,
+    /// Where the payload begins, from the start of the cell.
+    pub payload_start: u32,
+    /// Bytes of the payload.
+    pub payload_bytes: u32,
+    /// What it holds.
+    pub chunks: Vec<CellChunk>,
+    /// The row's checksum.
+    pub row_sum: Sum128,
+    /// Checksum of the payload, not yet compared.
+    pub payload_sum: Sum128,
+}
+
+/// Bytes of a cell with this directory and payload.
+pub const fn cell_bytes(chunks: usize, payload_bytes: usize) -> usize {
+    (HEADER_BYTES + chunks * ENTRY_BYTES + payload_bytes).next_multiple_of(BLOCK_BYTES)
+}
+
+/// Where the payload of a cell with so many chunks begins.
+pub const fn payload_start(chunks: usize) -> usize {
+    HEADER_BYTES + chunks * ENTRY_BYTES
+}
+
+/// A row's checksum, from the payloads and directories of its data cells.
+pub fn row_sum(cells: &[(&[CellChunk], &[u8])]) -> Sum128 {
+    let mut sums = Vec::with_capacity(cells.len() * 32);
+    for (chunks, payload) in cells {
+        sums.extend_from_slice(&sum128(&encode_directory(chunks)));
+        sums.extend_from_slice(&sum128(payload));
+    }
+    sum128(&sums)
+}
+
+fn encode_directory(chunks: &[CellChunk]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(chunks.len() * ENTRY_BYTES);
+    for chunk in chunks {
+        let raw = CellChunkV1 {
+            chunk: U64::new(chunk.chunk.0),
+            hash: chunk.hash,
+            frame_offset: U32::new(chunk.frame_offset),
+            frame_stored: U32::new(chunk.frame_stored),
+            frame_plain: U32::new(chunk.frame_plain),
+            offset_in_frame: U32::new(chunk.offset_in_frame),
+            plain_bytes: U32::new(chunk.plain_bytes),
+            codec: chunk.codec,
+            reserved: 0,
+            key_domain: U16::new(chunk.key_domain),
+            reserved_too: U64::new(0),
+        };
+        bytes.extend_from_slice(raw.as_bytes());
+    }
+    bytes
+}
+
+/// Writes header and directory of a cell; the payload and zeros up to [`cell_bytes`] follow them.
+///
+/// # Panics
+/// When the cell is larger than [`CELL_BYTES_MAX`]; the row writer closes a row before.
+pub fn encode_head(place: &CellPlace, chunks: &[CellChunk], payload: &[u8], row_sum: Sum128) -> Vec<u8> {
+    let total = cell_bytes(chunks.len(), payload.len());
+    assert!(total <= CELL_BYTES_MAX, "rows are closed before they grow this large");
+    let directory = encode_directory(chunks);
+    let mut header = CellHeaderV1 {
+        magic: CELL_MAGIC,
+        version: U16::new(1),
+        cell: place.cell,
+        shards_data: place.shards.0,
+        shards_parity: place.shards.1,
+        reserved_geometry: [0; 3],
+        segment: U64::new(place.segment.0),
+        row: U32::new(place.row.0),
+        slot_offset: U32::new(place.slot_offset),
+        cell_bytes: U32::new(u32::try_from(total).expect("bounded")),
+        chunks: U32::new(u32::try_from(chunks.len()).expect("bounded")),
+        payload_bytes: U32::new(u32::try_from(payload.len()).expect("bounded")),
+        reserved_length: U32::new(0),
+        incarnation: U64::new(place.incarnation.0),
+        payload_sum: sum128(payload),
+        row_sum,
+        reserved: [0; 152],
+        sum: [0; 16],
+    };
+    header.sum = sum128_of_parts(&[unsummed(&header), &directory]);
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(&directory);
+    bytes
+}
+
+fn unsummed(header: &CellHeaderV1) -> &[u8] {
+    &header.as_bytes()[..HEADER_BYTES - size_of::<Sum128>()]
+}
+
+/// Bytes of the cell that begins here, from its first block alone; for a reader that walks a segment.
+///
+/// # Errors
+/// When no cell begins here.
+pub fn peek_bytes(block: &[u8]) -> Result<usize, FormatError> {
+    let (header, _) = CellHeaderV1::read_from_prefix(block).map_err(|_| FormatError::Short { what: WHAT })?;
+    if header.magic != CELL_MAGIC {
+        return Err(FormatError::Magic { what: WHAT });
+    }
+    let total = header.cell_bytes.get() as usize;
+    if total == 0 || total % BLOCK_BYTES != 0 || total > CELL_BYTES_MAX {
+        return Err(FormatError::Value { what: WHAT, field: "cell_bytes", value: total as u64 });
+    }
+    Ok(total)
+}
+
+impl Cell {
+    /// Reads a whole cell and verifies header, directory and payload.
+    ///
+    /// # Errors
+    /// When it is not a cell, or any of its parts is damaged.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let cell = Self::decode_head(bytes)?;
+        let start = cell.payload_start as usize;
+        let payload =
+            bytes.get(start..start + cell.payload_bytes as usize).ok_or(FormatError::Short { what: WHAT })?;
+        if sum128(payload) != cell.payload_sum {
+            return Err(FormatError::Checksum { what: "cell payload" });
+        }
+        Ok(cell)
+    }
+
+    /// Reads header and directory; the payload is left for later.
+    ///
+    /// # Errors
+    /// When it is not a cell, or header or directory are damaged.
+    pub fn decode_head(bytes: &[u8]) -> Result<Self, FormatError> {
+        let total = peek_bytes(bytes)?;
+        let (header, rest) =
+            CellHeaderV1::read_from_prefix(bytes).map_err(|_| FormatError::Short { what: WHAT })?;
+        let count = header.chunks.get() as usize;
+        let directory_bytes = count.saturating_mul(ENTRY_BYTES);
+        if directory_bytes > total {
+            return Err(FormatError::Value { what: WHAT, field: "chunks", value: count as u64 });
+        }
+        let directory = rest.get(..directory_bytes).ok_or(FormatError::Short { what: WHAT })?;
+        if sum128_of_parts(&[unsummed(&header), directory]) != header.sum {
+            return Err(FormatError::Checksum { what: WHAT });
+        }
+        if header.version.get() != 1 {
+            let (found, known) = (u32::from(header.version.get()), 1);
+            return Err(FormatError::Version { what: WHAT, found, known });
+        }
+        let payload_bytes = header.payload_bytes.get();
+        if cell_bytes(count, payload_bytes as usize) != total {
+            let value = u64::from(payload_bytes);
+            return Err(FormatError::Value { what: WHAT, field: "payload_bytes", value });
+        }
+        let chunks = directory
+            .chunks_exact(ENTRY_BYTES)
+            .map(|raw| decode_chunk(raw, payload_bytes))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            place: CellPlace {
+                segment: SegmentId(header.segment.get()),
+                row: RowIndex(header.row.get()),
+                cell: header.cell,
+                shards: (header.shards_data, header.shards_parity),
+                slot_offset: header.slot_offset.get(),
+                incarnation: Incarnation(header.incarnation.get()),
+            },
+            cell_bytes: header.cell_bytes.get(),
+            payload_start: u32::try_from(payload_start(count)).expect("bounded by the cell"),
+            payload_bytes,
+            chunks,
+            row_sum: header.row_sum,
+            payload_sum: header.payload_sum,
+        })
+    }
+}
+
+fn decode_chunk(raw: &[u8], payload_bytes: u32) -> Result<CellChunk, FormatError> {
+    let raw = CellChunkV1::read_from_bytes(raw).map_err(|_| FormatError::Short { what: WHAT })?;
+    let chunk = CellChunk {
+        chunk: ChunkId(raw.chunk.get()),
+        hash: raw.hash,
+        frame_offset: raw.frame_offset.get(),
+        frame_stored: raw.frame_stored.get(),
+        frame_plain: raw.frame_plain.get(),
+        offset_in_frame: raw.offset_in_frame.get(),
+        plain_bytes: raw.plain_bytes.get(),
+        codec: raw.codec,
+        key_domain: raw.key_domain.get(),
+    };
+    let frame_end = u64::from(chunk.frame_offset) + u64::from(chunk.frame_stored);
+    let chunk_end = u64::from(chunk.offset_in_frame) + u64::from(chunk.plain_bytes);
+    let bounded = frame_end <= u64::from(payload_bytes)
+        && chunk_end <= u64::from(chunk.frame_plain)
+        && chunk.frame_plain as usize <= FRAME_BYTES_MAX
+        && chunk.plain_bytes as usize <= CHUNK_BYTES_MAX;
+    if bounded {
+        Ok(chunk)
+    } else {
+        Err(FormatError::Value { what: WHAT, field: "chunk", value: chunk.chunk.0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        let place = CellPlace {
+            segment: SegmentId(8),
+            row: RowIndex(2),
+            cell: 0,
+            shards: (1, 0),
+            slot_offset: 4096,
+            incarnation: Incarnation(6),
+        };
+        let payload = vec![7u8; 5000];
+        let chunks = [CellChunk {
+            chunk: ChunkId(4),
+            hash: [1; 32],
+            frame_offset: 0,
+            frame_stored: 5000,
+            frame_plain: 9000,
+            offset_in_frame: 1000,
+            plain_bytes: 8000,
+            codec: 2,
+            key_domain: 0,
+        }];
+        let sum = row_sum(&[(&chunks, &payload)]);
+        let mut bytes = encode_head(&place, &chunks, &payload, sum);
+        bytes.extend_from_slice(&payload);
+        bytes.resize(cell_bytes(1, payload.len()), 0);
+        let cell = Cell::decode(&bytes).unwrap();
+        assert_eq!((cell.place, cell.chunks.as_slice(), cell.row_sum), (place, &chunks[..], sum));
+        bytes
+    }
+
+    #[test]
+    fn every_flipped_bit_in_use_is_noticed() {
+        let bytes = sample();
+        for bit in 0..(256 + 72 + 5000) * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Cell::decode(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn cut_short_at_any_length() {
+        let bytes = sample();
+        for length in 0..256 + 72 + 5000 {
+            assert!(Cell::decode(&bytes[..length]).is_err(), "{length}");
+        }
+    }
+}

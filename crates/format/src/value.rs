@@ -1,0 +1,498 @@
+//! Values of the metadata tables. Each begins with an envelope byte: 0 is plain, sealed forms come later.
+
+use crate::FormatError;
+use crate::wire::{Append, Reader};
+use aegisfs_base::limits::NAME_BYTES_MAX;
+use aegisfs_base::{BranchId, DeviceIndex, EpochId, InodeId, SlotIndex, Timestamp};
+use zerocopy::little_endian::{I64, U16, U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// The envelope byte of a value that is not sealed.
+pub const ENVELOPE_PLAIN: u8 = 0;
+/// The envelope byte of a tombstone: the stem is gone since this version.
+pub const ENVELOPE_TOMBSTONE: u8 = 0xff;
+
+pub(crate) fn check_envelope(what: &'static str, envelope: u8) -> Result<(), FormatError> {
+    if envelope == ENVELOPE_PLAIN {
+        Ok(())
+    } else {
+        Err(FormatError::Value { what, field: "envelope", value: u64::from(envelope) })
+    }
+}
+
+/// The value that marks a stem as gone.
+pub const TOMBSTONE: [u8; 1] = [ENVELOPE_TOMBSTONE];
+
+/// Whether a versioned value says that its stem is gone.
+pub fn is_tombstone(value: &[u8]) -> bool {
+    value.first() == Some(&ENVELOPE_TOMBSTONE)
+}
+
+/// A plain value around some bytes.
+pub fn wrap(bytes: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(1 + bytes.len());
+    value.push(ENVELOPE_PLAIN);
+    value.extend_from_slice(bytes);
+    value
+}
+
+/// The bytes inside a plain value.
+///
+/// # Errors
+/// When the value is empty or its envelope is unknown.
+pub fn unwrap(value: &[u8]) -> Result<&[u8], FormatError> {
+    let (envelope, rest) = value.split_first().ok_or(FormatError::Short { what: "value" })?;
+    check_envelope("value", *envelope)?;
+    Ok(rest)
+}
+
+on_disk! {
+    /// An inode, behind its envelope byte.
+    pub struct InodeV1 [128] {
+        /// File type and permission bits, as in `st_mode`.
+        mode: U32,
+        /// Owner.
+        uid: U32,
+        /// Group.
+        gid: U32,
+        /// Names that refer to it.
+        nlink: U32,
+        /// Bytes of the content; of a directory, its entries.
+        size: U64,
+        /// Bytes of the content that references cover.
+        allocated: U64,
+        /// Device number of a special file.
+        rdev: U32,
+        /// Inode flags.
+        flags: U32,
+        /// Told apart from other uses of the same number by NFS.
+        generation: U64,
+        /// The directory it is in, of a directory.
+        parent: U64,
+        /// Last access, ns since 1970.
+        atime: I64,
+        /// Last change of content.
+        mtime: I64,
+        /// Last change of the inode.
+        ctime: I64,
+        /// Birth.
+        btime: I64,
+        /// Storage policy.
+        policy: U16,
+        /// Bit 0: content is inline. Bit 1: has extended attributes.
+        hints: U16,
+        /// Reserved, zero.
+        reserved: [u8; 36],
+    }
+}
+
+/// An inode's attributes, decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inode {
+    /// File type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names that refer to it.
+    pub nlink: u32,
+    /// Bytes of the content; of a directory, its entries.
+    pub size: u64,
+    /// Bytes of the content that references cover.
+    pub allocated: u64,
+    /// Device number of a special file.
+    pub rdev: u32,
+    /// Inode flags.
+    pub flags: u32,
+    /// For NFS.
+    pub generation: u64,
+    /// The directory it is in, of a directory.
+    pub parent: InodeId,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Birth.
+    pub btime: Timestamp,
+    /// Storage policy.
+    pub policy: u16,
+    /// Whether the content is inline.
+    pub inline: bool,
+    /// Whether it has extended attributes.
+    pub xattrs: bool,
+}
+
+impl Inode {
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        let raw = InodeV1 {
+            mode: U32::new(self.mode),
+            uid: U32::new(self.uid),
+            gid: U32::new(self.gid),
+            nlink: U32::new(self.nlink),
+            size: U64::new(self.size),
+            allocated: U64::new(self.allocated),
+            rdev: U32::new(self.rdev),
+            flags: U32::new(self.flags),
+            generation: U64::new(self.generation),
+            parent: U64::new(self.parent.0),
+            atime: I64::new(self.atime.0),
+            mtime: I64::new(self.mtime.0),
+            ctime: I64::new(self.ctime.0),
+            btime: I64::new(self.btime.0),
+            policy: U16::new(self.policy),
+            hints: U16::new(u16::from(self.inline) | u16::from(self.xattrs) << 1),
+            reserved: [0; 36],
+        };
+        wrap(raw.as_bytes())
+    }
+
+    /// Reads a stored inode.
+    ///
+    /// # Errors
+    /// When it is cut short or its envelope is unknown.
+    pub fn decode(value: &[u8]) -> Result<Self, FormatError> {
+        let raw =
+            InodeV1::read_from_bytes(unwrap(value)?).map_err(|_| FormatError::Short { what: "inode" })?;
+        let hints = raw.hints.get();
+        Ok(Self {
+            mode: raw.mode.get(),
+            uid: raw.uid.get(),
+            gid: raw.gid.get(),
+            nlink: raw.nlink.get(),
+            size: raw.size.get(),
+            allocated: raw.allocated.get(),
+            rdev: raw.rdev.get(),
+            flags: raw.flags.get(),
+            generation: raw.generation.get(),
+            parent: InodeId(raw.parent.get()),
+            atime: Timestamp(raw.atime.get()),
+            mtime: Timestamp(raw.mtime.get()),
+            ctime: Timestamp(raw.ctime.get()),
+            btime: Timestamp(raw.btime.get()),
+            policy: raw.policy.get(),
+            inline: hints & 1 != 0,
+            xattrs: hints & 2 != 0,
+        })
+    }
+}
+
+/// A name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirent {
+    /// Tells names of the same hash apart; part of the readdir cookie.
+    pub ordinal: u8,
+    /// File type, as the upper bits of `st_mode` shifted down by 12.
+    pub kind: u8,
+    /// The inode.
+    pub inode: InodeId,
+    /// The name: any bytes but zero and slash.
+    pub name: Vec<u8>,
+}
+
+/// The stored form of the entries that share a name hash.
+pub fn encode_dirents(entries: &[Dirent]) -> Vec<u8> {
+    let mut bytes = vec![ENVELOPE_PLAIN];
+    for entry in entries {
+        bytes.push(entry.ordinal);
+        bytes.push(entry.kind);
+        bytes.put_u64(entry.inode.0);
+        bytes.put_short_bytes(&entry.name);
+    }
+    bytes
+}
+
+/// Reads the entries that share a name hash.
+///
+/// # Errors
+/// When they are cut short or a name is too long.
+pub fn decode_dirents(value: &[u8]) -> Result<Vec<Dirent>, FormatError> {
+    const WHAT: &str = "directory entries";
+    let mut reader = Reader::new(WHAT, unwrap(value)?);
+    let mut entries = Vec::new();
+    while !reader.is_empty() {
+        let (ordinal, kind) = (reader.u8()?, reader.u8()?);
+        let inode = InodeId(reader.u64()?);
+        let name = reader.short_bytes()?;
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(FormatError::Value { what: WHAT, field: "name", value: name.len() as u64 });
+        }
+        entries.push(Dirent { ordinal, kind, inode, name: name.to_vec() });
+    }
+    Ok(entries)
+}
+
+on_disk! {
+    /// A segment, behind its envelope byte; its placements follow.
+    pub struct SegmentV1 [64] {
+        /// 1 open, 2 sealed.
+        state: u8,
+        /// Data shards.
+        shards_data: u8,
+        /// Parity shards.
+        shards_parity: u8,
+        /// Tier.
+        tier: u8,
+        /// Storage policy.
+        policy: U16,
+        /// Key domain.
+        key_domain: U16,
+        /// Bytes of chunks still referred to, as charged.
+        live_bytes: U64,
+        /// Bytes of chunks ever written to it, as charged.
+        written_bytes: U64,
+        /// When it was opened, as a sequence number.
+        opened: U64,
+        /// Rows.
+        rows: U32,
+        /// Reserved, zero.
+        reserved: [u8; 28],
+    }
+}
+
+on_disk! {
+    /// A slot that holds one of a segment's shards.
+    pub struct PlacementV1 [8] {
+        /// The device.
+        device: U16,
+        /// Reserved, zero.
+        reserved: U16,
+        /// The slot on it.
+        slot: U32,
+    }
+}
+
+/// Whether rows may still be appended to a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentState {
+    /// Rows are being appended.
+    Open,
+    /// Complete.
+    Sealed,
+}
+
+/// A segment, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Whether rows may still be appended.
+    pub state: SegmentState,
+    /// Data and parity shards.
+    pub shards: (u8, u8),
+    /// Tier.
+    pub tier: u8,
+    /// Storage policy.
+    pub policy: u16,
+    /// Key domain.
+    pub key_domain: u16,
+    /// Bytes of chunks still referred to.
+    pub live_bytes: u64,
+    /// Bytes of chunks ever written to it.
+    pub written_bytes: u64,
+    /// When it was opened, as a sequence number.
+    pub opened: u64,
+    /// Rows.
+    pub rows: u32,
+    /// The slots of its shards, in order.
+    pub placements: Vec<(DeviceIndex, SlotIndex)>,
+}
+
+impl Segment {
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        let raw = SegmentV1 {
+            state: match self.state {
+                SegmentState::Open => 1,
+                SegmentState::Sealed => 2,
+            },
+            shards_data: self.shards.0,
+            shards_parity: self.shards.1,
+            tier: self.tier,
+            policy: U16::new(self.policy),
+            key_domain: U16::new(self.key_domain),
+            live_bytes: U64::new(self.live_bytes),
+            written_bytes: U64::new(self.written_bytes),
+            opened: U64::new(self.opened),
+            rows: U32::new(self.rows),
+            reserved: [0; 28],
+        };
+        let mut value = wrap(raw.as_bytes());
+        for (device, slot) in &self.placements {
+            let raw =
+                PlacementV1 { device: U16::new(device.0), reserved: U16::new(0), slot: U32::new(slot.0) };
+            value.extend_from_slice(raw.as_bytes());
+        }
+        value
+    }
+
+    /// Reads a stored segment.
+    ///
+    /// # Errors
+    /// When it is cut short or a field has a value it cannot have.
+    pub fn decode(value: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "segment";
+        let (raw, rest) =
+            SegmentV1::read_from_prefix(unwrap(value)?).map_err(|_| FormatError::Short { what: WHAT })?;
+        let state = match raw.state {
+            1 => SegmentState::Open,
+            2 => SegmentState::Sealed,
+            other => {
+                return Err(FormatError::Value { what: WHAT, field: "state", value: u64::from(other) });
+            }
+        };
+        let members = usize::from(raw.shards_data) + usize::from(raw.shards_parity);
+        if rest.len() != members * size_of::<PlacementV1>() {
+            return Err(FormatError::Short { what: WHAT });
+        }
+        let placements = rest
+            .chunks_exact(size_of::<PlacementV1>())
+            .map(|raw| {
+                let raw = PlacementV1::read_from_bytes(raw).map_err(|_| FormatError::Short { what: WHAT })?;
+                Ok((DeviceIndex(raw.device.get()), SlotIndex(raw.slot.get())))
+            })
+            .collect::<Result<_, FormatError>>()?;
+        Ok(Self {
+            state,
+            shards: (raw.shards_data, raw.shards_parity),
+            tier: raw.tier,
+            policy: raw.policy.get(),
+            key_domain: raw.key_domain.get(),
+            live_bytes: raw.live_bytes.get(),
+            written_bytes: raw.written_bytes.get(),
+            opened: raw.opened.get(),
+            rows: raw.rows.get(),
+            placements,
+        })
+    }
+}
+
+/// Bytes of a file that stand only in the log, stored with where they go.
+pub fn encode_pending(offset: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(9 + bytes.len());
+    value.push(ENVELOPE_PLAIN);
+    value.put_u64(offset);
+    value.extend_from_slice(bytes);
+    value
+}
+
+/// Reads pending bytes: the file offset and the bytes.
+///
+/// # Errors
+/// When they are cut short.
+pub fn decode_pending(value: &[u8]) -> Result<(u64, &[u8]), FormatError> {
+    let (offset, bytes) =
+        unwrap(value)?.split_first_chunk::<8>().ok_or(FormatError::Short { what: "pending bytes" })?;
+    Ok((u64::from_le_bytes(*offset), bytes))
+}
+
+/// A line of history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// The branch it was forked from, and the last epoch it shares with it.
+    pub origin: Option<(BranchId, EpochId)>,
+    /// The first epoch of its own.
+    pub first: EpochId,
+    /// The epoch that is being written.
+    pub head: EpochId,
+    /// The last epoch that a snapshot or fork of this branch pins; older references are not dropped at once.
+    pub pinned: Option<EpochId>,
+}
+
+impl Branch {
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut value =
+            vec![ENVELOPE_PLAIN, u8::from(self.origin.is_some()), u8::from(self.pinned.is_some())];
+        let (branch, epoch) = self.origin.unwrap_or_default();
+        value.put_u32(branch.0);
+        value.put_u64(epoch.0);
+        value.put_u64(self.first.0);
+        value.put_u64(self.head.0);
+        value.put_u64(self.pinned.unwrap_or_default().0);
+        value
+    }
+
+    /// Reads a stored branch.
+    ///
+    /// # Errors
+    /// When it is cut short.
+    pub fn decode(value: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new("branch", unwrap(value)?);
+        let (has_origin, has_pinned) = (reader.u8()? != 0, reader.u8()? != 0);
+        let origin = (BranchId(reader.u32()?), EpochId(reader.u64()?));
+        let (first, head) = (EpochId(reader.u64()?), EpochId(reader.u64()?));
+        let pinned = EpochId(reader.u64()?);
+        reader.finish()?;
+        Ok(Self { origin: has_origin.then_some(origin), first, head, pinned: has_pinned.then_some(pinned) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inodes_round_trip() {
+        let inode = Inode {
+            mode: 0o100_644,
+            uid: 1,
+            gid: 2,
+            nlink: 3,
+            size: 4,
+            allocated: 5,
+            rdev: 6,
+            flags: 7,
+            generation: 8,
+            parent: InodeId(9),
+            atime: Timestamp(-10),
+            mtime: Timestamp(11),
+            ctime: Timestamp(12),
+            btime: Timestamp(13),
+            policy: 14,
+            inline: true,
+            xattrs: false,
+        };
+        let value = inode.encode();
+        assert_eq!(Inode::decode(&value).unwrap(), inode);
+        for length in 0..value.len() {
+            assert!(Inode::decode(&value[..length]).is_err());
+        }
+        assert!(Inode::decode(&TOMBSTONE).is_err());
+    }
+
+    #[test]
+    fn names_are_bytes() {
+        let entries = vec![
+            Dirent { ordinal: 0, kind: 8, inode: InodeId(5), name: b"\xff\xfe".to_vec() },
+            Dirent { ordinal: 7, kind: 4, inode: InodeId(6), name: vec![b'x'; 255] },
+        ];
+        let value = encode_dirents(&entries);
+        assert_eq!(decode_dirents(&value).unwrap(), entries);
+        assert!(decode_dirents(&value[..value.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn segments_branches_and_pending_round_trip() {
+        let segment = Segment {
+            state: SegmentState::Sealed,
+            shards: (2, 1),
+            tier: 1,
+            policy: 2,
+            key_domain: 3,
+            live_bytes: 4,
+            written_bytes: 5,
+            opened: 6,
+            rows: 7,
+            placements: (0..3).map(|n| (DeviceIndex(n), SlotIndex(u32::from(n) * 9))).collect(),
+        };
+        assert_eq!(Segment::decode(&segment.encode()).unwrap(), segment);
+        for origin in [None, Some((BranchId(1), EpochId(5)))] {
+            let branch = Branch { origin, first: EpochId(6), head: EpochId(8), pinned: origin.map(|o| o.1) };
+            assert_eq!(Branch::decode(&branch.encode()).unwrap(), branch);
+        }
+        assert_eq!(decode_pending(&encode_pending(7, b"abc")).unwrap(), (7, &b"abc"[..]));
+        assert!(decode_pending(&[0; 5]).is_err());
+    }
+}
