@@ -88,26 +88,12 @@ pub enum Op {
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// A chunk now lies elsewhere.
-    MoveChunk {
-        /// The chunk.
-        chunk: ChunkId,
-        /// The segment it was in; if it is no longer there, nothing happens.
-        from: SegmentId,
-        /// The new descriptor; its references are ignored.
-        descriptor: Descriptor,
-    },
     /// A segment takes no more rows.
     SealSegment {
         /// The segment.
         segment: SegmentId,
         /// Rows it has.
         rows: u32,
-    },
-    /// A segment with nothing live in it gives its slots back.
-    FreeSegment {
-        /// The segment.
-        segment: SegmentId,
     },
 }
 
@@ -171,20 +157,10 @@ impl Op {
                 out.put_u64(*offset);
                 out.put_long_bytes(bytes);
             }
-            Self::MoveChunk { chunk, from, descriptor } => {
-                out.push(8);
-                out.put_u64(chunk.0);
-                out.put_u64(from.0);
-                out.extend_from_slice(&descriptor.encode());
-            }
             Self::SealSegment { segment, rows } => {
-                out.push(9);
+                out.push(8);
                 out.put_u64(segment.0);
                 out.put_u32(*rows);
-            }
-            Self::FreeSegment { segment } => {
-                out.push(10);
-                out.put_u64(segment.0);
             }
         }
     }
@@ -214,13 +190,7 @@ impl Op {
                 offset: reader.u64()?,
                 bytes: reader.long_bytes()?.to_vec(),
             },
-            8 => Self::MoveChunk {
-                chunk: ChunkId(reader.u64()?),
-                from: SegmentId(reader.u64()?),
-                descriptor: descriptor(reader)?,
-            },
-            9 => Self::SealSegment { segment: SegmentId(reader.u64()?), rows: reader.u32()? },
-            10 => Self::FreeSegment { segment: SegmentId(reader.u64()?) },
+            8 => Self::SealSegment { segment: SegmentId(reader.u64()?), rows: reader.u32()? },
             other => {
                 return Err(FormatError::Value { what: WHAT, field: "tag", value: u64::from(other) });
             }
@@ -339,9 +309,7 @@ pub(crate) mod tests {
                 references: vec![reference],
             },
             Op::Pending { inode: InodeId(2), offset: 1, bytes: vec![7; 33] },
-            Op::MoveChunk { chunk: ChunkId(4), from: SegmentId(1), descriptor },
             Op::SealSegment { segment: SegmentId(1), rows: 3 },
-            Op::FreeSegment { segment: SegmentId(1) },
         ];
         let transaction =
             |n, ops| Transaction { sequence: Sequence(n), branch: BranchId(0), epoch: EpochId(1), ops };

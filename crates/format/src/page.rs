@@ -1,7 +1,8 @@
 //! Checksum blocks: one entry for each 4 KiB page of a metadata database.
 //!
 //! A database slot holds, behind its header block, two checksum blocks for every [`PAGES_PER_GROUP`] pages
-//! and then the pages. The two copies alternate: a sync writes the older one, so that a torn write leaves
+//! and then the pages. The last block of the slot is the second place of the database's first page, which
+//! alternates with its checksum block. The two copies of a checksum block alternate: a sync writes the older one, so that a torn write leaves
 //! the other, and opening takes the newest that verifies.
 
 use crate::{FormatError, Sum128, sum128};
@@ -158,7 +159,7 @@ pub struct DatabaseSlotLayout {
 impl DatabaseSlotLayout {
     /// Divides a slot of this size.
     pub const fn new(slot_bytes: u64) -> Self {
-        let blocks = slot_bytes / BLOCK_BYTES as u64 - 1;
+        let blocks = slot_bytes / BLOCK_BYTES as u64 - 2;
         let groups = blocks.div_ceil(PAGES_PER_GROUP as u64 + 2);
         Self { groups: groups as u32, pages: (blocks - 2 * groups) as u32 }
     }
@@ -166,6 +167,11 @@ impl DatabaseSlotLayout {
     /// Where a copy (0 or 1) of a group's checksum block lies in the slot.
     pub const fn sum_block_offset(&self, group: u32, copy: u64) -> u64 {
         (1 + 2 * group as u64 + copy) * BLOCK_BYTES as u64
+    }
+
+    /// The second place of the database's first page, at the end of the slot; only used in piece 0.
+    pub const fn first_page_twin_offset(&self) -> u64 {
+        self.page_offset(self.pages)
     }
 
     /// Where a page lies in the slot.
@@ -201,9 +207,9 @@ mod tests {
     fn slots_of_any_size_are_filled() {
         for slot_bytes in [64 << 10, 256 << 10, 4 << 20, 16 << 20, 64 << 20] {
             let layout = DatabaseSlotLayout::new(slot_bytes);
-            assert_eq!(layout.page_offset(layout.pages), slot_bytes);
+            assert_eq!(layout.first_page_twin_offset() + BLOCK_BYTES as u64, slot_bytes);
             assert!(u64::from(layout.pages) <= u64::from(layout.groups) * PAGES_PER_GROUP as u64);
         }
-        assert_eq!(DatabaseSlotLayout::new(4 << 20), DatabaseSlotLayout { groups: 8, pages: 1007 });
+        assert_eq!(DatabaseSlotLayout::new(4 << 20), DatabaseSlotLayout { groups: 8, pages: 1006 });
     }
 }

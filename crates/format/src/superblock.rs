@@ -17,6 +17,8 @@ pub const INCOMPAT_KNOWN: u64 = 0;
 pub const RO_COMPAT_KNOWN: u64 = 0;
 /// Incarnations that a superblock remembers.
 pub const INCARNATIONS_KEPT: usize = 16;
+/// Metadata databases that a pool can have.
+pub const DATABASES_MAX: usize = 4;
 /// Longest label, in bytes.
 pub const LABEL_BYTES_MAX: usize = 64;
 /// Longest remembered device path, in bytes.
@@ -81,8 +83,10 @@ on_disk! {
         map_sum: [u8; 16],
         /// A random key for the hash of directory entry names.
         name_key: [u8; 16],
+        /// Bytes of each metadata database, by its number.
+        database_bytes: [U64; 4],
         /// Reserved, zero.
-        reserved: [u8; 160],
+        reserved: [u8; 128],
         /// XXH3-128 of everything before it and of the device table.
         sum: [u8; 16],
     }
@@ -186,6 +190,8 @@ pub struct Superblock {
     pub map_sum: Sum128,
     /// Key for the hash of names.
     pub name_key: [u8; 16],
+    /// Bytes of each metadata database.
+    pub database_bytes: [u64; DATABASES_MAX],
     /// Features that a reader may ignore.
     pub compat: u64,
     /// Features without which the pool may only be read.
@@ -227,6 +233,7 @@ impl Superblock {
         fixed.map_blocks = U32::new(self.map_blocks);
         fixed.map_sum = self.map_sum;
         fixed.name_key = self.name_key;
+        fixed.database_bytes = self.database_bytes.map(U64::new);
 
         let mut table = Vec::with_capacity(self.devices.len() * size_of::<DeviceEntryV1>());
         for device in &self.devices {
@@ -302,6 +309,7 @@ impl Superblock {
             map_blocks: fixed.map_blocks.get(),
             map_sum: fixed.map_sum,
             name_key: fixed.name_key,
+            database_bytes: fixed.database_bytes.map(U64::get),
             compat: fixed.compat.get(),
             ro_compat: fixed.ro_compat.get(),
         })
@@ -429,6 +437,7 @@ mod tests {
             map_blocks: 3,
             map_sum: [3; 16],
             name_key: [8; 16],
+            database_bytes: [4096, 0, 0, 8192],
             compat: 1,
             ro_compat: 0,
         }

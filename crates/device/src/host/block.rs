@@ -1,0 +1,116 @@
+//! A disk or partition as a device.
+//!
+//! The kernel gives a block device exclusively to one opener (`O_EXCL`) and refuses it while it is
+//! mounted or belongs to a volume, which no lock file could know.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aegisfs_base::limits::BLOCK_BYTES;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::in_use::{InUse, in_use};
+use super::raw::{RawDevice, RawOptions, retry_interrupted};
+use super::{OpenOptions, access_flags, describe, file_type, ioctl, kind_of, open_error, until_free};
+use crate::error::{DeviceError, Operation};
+use crate::{Device, check_range};
+
+/// A block device that is ours alone.
+#[derive(Debug)]
+pub struct BlockDevice {
+    raw: RawDevice,
+}
+
+impl BlockDevice {
+    /// Opens a block device exclusively.
+    ///
+    /// # Errors
+    /// When it is not one, the system uses it, or it cannot be opened.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, DeviceError> {
+        if kind_of(path)? != FileType::BlockDevice {
+            return Err(DeviceError::NotADevice { device: describe(path) });
+        }
+        let flags = access_flags(options) | OFlags::EXCL;
+        let fd = until_free(options.wait, || {
+            match retry_interrupted(|| rustix::fs::open(path, flags, Mode::empty())) {
+                Ok(fd) => Ok(Some(fd)),
+                Err(Errno::BUSY) => Ok(None),
+                Err(errno) => Err(open_error(path, errno)),
+            }
+        })?;
+        let fd = fd.ok_or_else(|| busy(path))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| open_error(path, errno))?;
+        if file_type(&stat) != FileType::BlockDevice {
+            return Err(DeviceError::NotADevice { device: describe(path) });
+        }
+        let bytes = measure(&fd, path)?;
+        let options =
+            RawOptions { bytes, direct: options.direct, read_only: options.read_only, name: describe(path) };
+        Ok(Self { raw: RawDevice::new(fd, options)? })
+    }
+
+    /// Whether accesses go past the kernel's cache.
+    pub fn direct(&self) -> bool {
+        self.raw.direct()
+    }
+}
+
+fn measure(fd: &OwnedFd, path: &Path) -> Result<u64, DeviceError> {
+    let sector_bytes = rustix::fs::ioctl_blksszget(fd).map_err(|errno| open_error(path, errno))?;
+    if sector_bytes as usize > BLOCK_BYTES {
+        return Err(DeviceError::SectorTooLarge { sector_bytes, device: describe(path) });
+    }
+    ioctl::size_bytes(fd.as_fd()).map_err(|errno| open_error(path, errno))
+}
+
+/// The kernel only says busy; say by whom where that can be found out.
+fn busy(path: &Path) -> DeviceError {
+    match in_use(path) {
+        Ok(Some(by)) if by != InUse::Held => DeviceError::InUse { device: describe(path), by },
+        _ => DeviceError::Busy { device: describe(path) },
+    }
+}
+
+impl Device for BlockDevice {
+    fn bytes(&self) -> u64 {
+        self.raw.bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        check_range(self, Operation::Read, offset, buffer.len() as u64)?;
+        self.raw.read_at(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        check_range(self, Operation::Write, offset, data.len() as u64)?;
+        self.raw.write_at(offset, data)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.raw.flush()
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        check_range(self, Operation::Discard, offset, length)?;
+        if length == 0 {
+            return Ok(());
+        }
+        match retry_interrupted(|| ioctl::discard(self.raw.fd(), offset, length)) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOTTY) => Ok(()),
+            Err(errno) => Err(self.raw.io_error(Operation::Discard, offset, length, errno)),
+        }
+    }
+
+    fn allocated_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn describe(&self) -> String {
+        self.raw.name().to_owned()
+    }
+
+    fn read_only(&self) -> bool {
+        self.raw.read_only()
+    }
+}

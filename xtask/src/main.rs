@@ -1,0 +1,63 @@
+//! The project's own commands, called as `cargo xtask NAME`.
+//!
+//! `check` is quick and runs before every commit; `test` is everything that CI runs. Neither needs
+//! anything but Rust and a shell; `test --ci` installs what else it wants and says so.
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "commands talk to the person who runs them")]
+
+mod check;
+mod layers;
+mod licences;
+mod metadata;
+mod setup;
+mod shell;
+mod skips;
+mod test;
+mod texts;
+mod unit;
+
+use anyhow::Result;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  check         format, lints, layers, docs, licences, texts: before every commit
+  layers        only the question whether a crate looks to its right
+  test [--ci]   everything CI runs; --ci also installs the tools that are missing
+  soak          not there yet
+  demo          not there yet
+  bench         not there yet
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["check"] => report("check", check::run()),
+        ["layers"] => report("layers", layers::run()),
+        ["test"] => report("test", test::run(test::Mode::Local)),
+        ["test", "--ci"] => report("test", test::run(test::Mode::Ci)),
+        [later @ ("soak" | "demo" | "bench")] => {
+            println!("{later}: this command is not there yet; nothing was done");
+            ExitCode::from(2)
+        }
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            print!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn report(command: &str, outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{command}: FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

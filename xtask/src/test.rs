@@ -1,0 +1,146 @@
+//! `test`: everything that CI runs, in stages with a budget of time each.
+//!
+//! The unit stage comes last, so that the closing lines of its runner are the last lines printed.
+
+use crate::setup::{self, NEXTEST, PJDFSTEST, Tool};
+use crate::shell;
+use crate::skips::{self, Skip};
+use crate::unit;
+use anyhow::{Result, bail};
+use std::time::Instant;
+
+/// Who runs the tests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A person: nothing is installed behind their back.
+    Local,
+    /// The CI machine: what is missing is installed.
+    Ci,
+}
+
+/// One part of the run.
+struct Stage {
+    name: &'static str,
+    /// How long it should take at most; a longer run is reported, not failed, because machines differ.
+    minutes: u64,
+    tools: &'static [Tool],
+    work: Work,
+}
+
+enum Work {
+    /// Runs, and returns which tests skipped themselves.
+    Now(fn() -> Result<Vec<Skip>>),
+    /// Has a place and a budget but no content yet.
+    Later,
+}
+
+const BEFORE_UNIT: [Stage; 3] = [
+    Stage { name: "build", minutes: 8, tools: &[], work: Work::Now(build) },
+    Stage { name: "mounted", minutes: 8, tools: &[PJDFSTEST], work: Work::Later },
+    Stage { name: "programs", minutes: 5, tools: &[], work: Work::Later },
+];
+const UNIT: Stage =
+    Stage { name: "unit and simulator", minutes: 6, tools: &[NEXTEST], work: Work::Now(unit::run) };
+
+/// What is known when the last stage ends.
+#[derive(Default)]
+struct Report {
+    skips: Vec<Skip>,
+    failures: Vec<String>,
+}
+
+/// Runs every stage, even after one failed, unless the build did.
+pub(crate) fn run(mode: Mode) -> Result<()> {
+    prepare(mode)?;
+    let mut report = Report::default();
+    for stage in &BEFORE_UNIT {
+        report.run(stage);
+        if stage.name == "build" && !report.failures.is_empty() {
+            bail!("{}", report.failures.join("; "));
+        }
+    }
+    report.run(&UNIT);
+    report.judge_skips(&skips::allowed());
+    for skip in &report.skips {
+        println!("{skip}");
+    }
+    let outcome = if report.failures.is_empty() {
+        Ok(())
+    } else {
+        println!("test: FAILED: {}", report.failures.join("; "));
+        Err(anyhow::anyhow!("see above"))
+    };
+    unit::print_closing_lines();
+    // The closing lines end the output; the failure was printed before them.
+    if outcome.is_err() {
+        std::process::exit(1);
+    }
+    outcome
+}
+
+fn prepare(mode: Mode) -> Result<()> {
+    let wanted = BEFORE_UNIT.iter().chain([&UNIT]).filter(|stage| matches!(stage.work, Work::Now(_)));
+    let tools = wanted.flat_map(|stage| stage.tools);
+    if mode == Mode::Local {
+        return tools.into_iter().try_for_each(setup::require_tool);
+    }
+    setup::install_packages();
+    tools.into_iter().try_for_each(setup::install_tool)
+}
+
+impl Report {
+    fn run(&mut self, stage: &Stage) {
+        let Work::Now(work) = stage.work else {
+            println!("-- {}: nothing in it yet", stage.name);
+            return;
+        };
+        println!("-- {}: budget {} min", stage.name, stage.minutes);
+        let start = Instant::now();
+        let outcome = work();
+        let seconds = start.elapsed().as_secs();
+        match outcome {
+            Ok(skips) => {
+                println!("-- {}: ok, {seconds} s", stage.name);
+                self.skips.extend(skips);
+            }
+            Err(error) => self.failures.push(format!("{}: {error:#}", stage.name)),
+        }
+        if seconds > stage.minutes * 60 {
+            println!("-- {}: took longer than its budget of {} min", stage.name, stage.minutes);
+        }
+    }
+
+    fn judge_skips(&mut self, allowed: &[String]) {
+        for skip in skips::refused(&self.skips, allowed) {
+            self.failures.push(format!("{} was skipped and is not in tests/skips.txt", skip.name));
+        }
+    }
+}
+
+fn build() -> Result<Vec<Skip>> {
+    shell::run(&["cargo", "build", "--workspace", "--all-targets"])?;
+    Ok(Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_that_is_not_listed_fails_the_run() {
+        let skips = skips::find("SKIPPED: a: why\nSKIPPED: b: why\n");
+        let mut report = Report { skips, failures: Vec::new() };
+        report.judge_skips(&["a".to_owned()]);
+        assert_eq!(report.failures, ["b was skipped and is not in tests/skips.txt"]);
+    }
+
+    #[test]
+    fn a_failed_stage_is_reported_and_one_without_content_is_not() {
+        let mut report = Report::default();
+        let later = Stage { name: "later", minutes: 1, tools: &[], work: Work::Later };
+        let fails = Stage { name: "fails", minutes: 1, tools: &[], work: Work::Now(|| bail!("broken")) };
+        report.run(&later);
+        report.run(&fails);
+        assert_eq!(report.failures, ["fails: broken"]);
+    }
+}
