@@ -1,1 +1,29 @@
-//! Under construction.
+//! Devices as members of a pool: who is in, which slots are whose, and how bytes reach them.
+//!
+//! - [`Pool`] is made by [`Pool::create`] and opened by [`Pool::open`]; it owns the members and the slots
+//! - [`Database`] is a metadata database on mirrored slots, every page checksummed, behind the engine's
+//!   own storage trait
+//! - [`LogRing`] is the intent log's endless address space on mirrored, preallocated slots
+//!
+//! What a segment or a record means is not known here.
+
+#![forbid(unsafe_code)]
+
+mod create;
+mod database;
+mod error;
+mod log_ring;
+mod member;
+mod open;
+mod pool;
+mod shard;
+mod slots;
+mod superblocks;
+
+pub use create::CreateOptions;
+pub use database::Database;
+pub use error::PoolError;
+pub use log_ring::LogRing;
+pub use open::{OpenOptions, Opening};
+pub use pool::{Pool, Redundancy};
+pub use slots::{Placement, Space};

@@ -1,1 +1,43 @@
-//! Under construction.
+//! The log-structured object store on a pool.
+//!
+//! A change takes one way: data becomes chunks in rows ([`ingest`]), then one transaction passes the
+//! sequencer ([`Store::commit`]), which applies it to the metadata in memory and appends it to the intent
+//! log; a checkpoint moves it into the metadata database. Opening replays the log through the same
+//! apply function ([`apply`]). There is no second path.
+
+#![forbid(unsafe_code)]
+
+pub mod apply;
+mod check;
+mod checkpoint;
+mod create;
+mod dedup;
+mod error;
+pub mod ingest;
+mod log;
+mod memtable;
+mod metadata;
+mod read;
+pub mod reap;
+mod recovery;
+mod rows;
+mod segments;
+mod service;
+mod space;
+mod store;
+mod tables;
+pub mod versions;
+
+pub use apply::Effects;
+pub use check::{CheckReport, Problem};
+pub use create::create;
+pub use error::StoreError;
+pub use ingest::{Ingested, Piece};
+pub use memtable::MapTables;
+pub use metadata::MetaView;
+pub use recovery::{Recovered, open};
+pub use service::{Intervals, Service};
+pub use space::{Reservation, SpaceReport};
+pub use store::{Committed, Counters, Store, StoreOptions};
+pub use tables::{Tables, TablesMut, Visit};
+pub use versions::View;

@@ -1,0 +1,175 @@
+//! Making a pool: layout, log, and at the very end the superblocks.
+
+use crate::member::Member;
+use crate::pool::{Pool, Redundancy, State};
+use crate::slots::SlotTable;
+use crate::{PoolError, superblocks};
+use aegisfs_base::limits::{DEVICE_BYTES_MIN, DEVICES_MAX};
+use aegisfs_base::units::MIB;
+use aegisfs_base::{Clock, DeviceIndex, Generation, Incarnation, Rng, Uuid};
+use aegisfs_device::Device;
+use aegisfs_format::layout::{DeviceLayout, slot_bytes_for};
+use aegisfs_format::map::{MapEntry, MapOwner};
+use aegisfs_format::superblock::{DATABASES_MAX, DeviceEntry, LABEL_BYTES_MAX, Membership, Superblock};
+use std::sync::Arc;
+
+/// Largest intent log; a larger one only makes recovery longer.
+const LOG_BYTES_MAX: u64 = 512 * MIB;
+/// The log takes this part of a small pool.
+const LOG_PART: u64 = 16;
+/// Fewer pieces than this cannot be written and trimmed at the same time.
+const LOG_PIECES_MIN: u64 = 4;
+
+/// How a new pool should be.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    /// What people call it.
+    pub label: String,
+    /// How many shards a segment has; by the number of devices when not given.
+    pub redundancy: Option<Redundancy>,
+    /// Default codec number and level.
+    pub compression: (u8, u8),
+    /// Slot size, for tests that want small ones; by the size of the pool when not given.
+    pub slot_bytes: Option<u64>,
+    /// Pieces of the intent log, for tests; by the size of the pool when not given.
+    pub log_pieces: Option<u32>,
+}
+
+impl Pool {
+    /// Formats devices into a new pool that is not yet on stable storage: superblocks are written by
+    /// [`Pool::publish_new`], after the caller has put its databases into it. A crash before leaves
+    /// devices that are not formatted.
+    ///
+    /// # Errors
+    /// When the devices are too small, too many or fail.
+    pub fn create(
+        devices: Vec<Arc<dyn Device>>,
+        options: &CreateOptions,
+        clock: &dyn Clock,
+        rng: &dyn Rng,
+    ) -> Result<Arc<Self>, PoolError> {
+        let redundancy = check(&devices, options)?;
+        let total = devices.iter().map(|d| d.bytes()).sum();
+        let slot_bytes = options.slot_bytes.unwrap_or_else(|| slot_bytes_for(total));
+        let mut members = Vec::new();
+        let mut entries = Vec::new();
+        for device in devices {
+            let too_small = || PoolError::TooSmall {
+                device: device.describe(),
+                bytes: device.bytes(),
+                minimum: DEVICE_BYTES_MIN,
+            };
+            let layout = DeviceLayout::new(device.bytes(), slot_bytes).ok_or_else(too_small)?;
+            entries.push(DeviceEntry {
+                uuid: Uuid::random(rng),
+                bytes: layout.device_bytes,
+                slots: layout.slots,
+                membership: Membership::In,
+                health: 0,
+                tier: 0,
+                failure_domain: String::new(),
+                path: device.describe().into_bytes(),
+            });
+            members.push(Some(Member::new(device, layout, true)));
+        }
+        for member in members.iter().flatten() {
+            superblocks::erase(member)?;
+        }
+        let slots = SlotTable::new(members.iter().flatten().map(|m| (m.layout.slots, true)));
+        let superblock = Superblock {
+            pool: Uuid::random(rng),
+            device: DeviceIndex(0),
+            devices: entries,
+            generation: Generation(0),
+            created: clock.now(),
+            slot_bytes: u32::try_from(slot_bytes).expect("slots are at most 64 MiB"),
+            shards_data: redundancy.shards_data,
+            shards_parity: redundancy.shards_parity,
+            metadata_copies: redundancy.shards_parity.max(1) + 1,
+            log_copies: redundancy.shards_parity + 1,
+            compression: options.compression,
+            dirty: false,
+            label: options.label.clone(),
+            incarnations: vec![Incarnation(rng.next_u64() | 1)],
+            map_blocks: 0,
+            map_sum: aegisfs_format::sum128(&[]),
+            name_key: Uuid::random(rng).0,
+            database_bytes: [0; DATABASES_MAX],
+            compat: 0,
+            ro_compat: 0,
+        };
+        let pool =
+            Arc::new(Self::assemble(members, slots, State { superblock, map: Vec::new(), provisional: true }));
+        pool.create_log(options, total)?;
+        Ok(pool)
+    }
+
+    /// Reserves and zeroes the log's slots: a log append must never change where anything lies.
+    fn create_log(&self, options: &CreateOptions, total: u64) -> Result<(), PoolError> {
+        let slot_bytes = self.slot_bytes();
+        let by_size = (total / LOG_PART).min(LOG_BYTES_MAX) / slot_bytes;
+        let pieces = options.log_pieces.map_or(by_size.max(LOG_PIECES_MIN), u64::from);
+        let copies = self.state.lock().superblock.log_copies;
+        let mut entries = Vec::new();
+        for piece in 0..u32::try_from(pieces).expect("bounded by LOG_BYTES_MAX") {
+            let places = self.take_mirror_slots(copies, "the intent log")?;
+            for (copy, (device, slot)) in (0..copies).zip(places) {
+                entries.push(MapEntry { owner: MapOwner::Log, piece, copy, device, slot });
+            }
+        }
+        let zeros = aegisfs_device::AlignedBuffer::zeroed(MIB as usize);
+        for entry in &entries {
+            for offset in (0..slot_bytes).step_by(zeros.len()) {
+                let length = zeros.len().min(usize::try_from(slot_bytes - offset).expect("small"));
+                self.write_slot((entry.device, entry.slot), offset, &zeros[..length])?;
+            }
+        }
+        for entry in &entries {
+            self.write_mapped_header(entry)?;
+        }
+        self.state.lock().map.extend(entries);
+        Ok(())
+    }
+
+    /// Makes a new pool real: from here on it can be opened.
+    ///
+    /// # Errors
+    /// When a device fails; the pool then does not exist.
+    pub fn publish_new(&self) -> Result<(), PoolError> {
+        self.flush()?;
+        let mut state = self.state.lock();
+        state.provisional = false;
+        // Twice, so that both superblock slots of every area are written.
+        self.publish(&mut state)?;
+        self.publish(&mut state)
+    }
+}
+
+fn check(devices: &[Arc<dyn Device>], options: &CreateOptions) -> Result<Redundancy, PoolError> {
+    let impossible = |reason: String| Err(PoolError::Impossible { reason });
+    if devices.is_empty() || devices.len() > DEVICES_MAX {
+        return impossible(format!("a pool has 1 to {DEVICES_MAX} devices, not {}", devices.len()));
+    }
+    if options.label.len() > LABEL_BYTES_MAX {
+        return impossible(format!("a label has at most {LABEL_BYTES_MAX} bytes"));
+    }
+    if let Some(device) = devices.iter().find(|d| d.read_only()) {
+        return impossible(format!("{} is read-only and cannot be formatted", device.describe()));
+    }
+    let minimum = if options.slot_bytes.is_some() { 0 } else { DEVICE_BYTES_MIN };
+    if let Some(device) = devices.iter().find(|d| d.bytes() < minimum) {
+        return Err(PoolError::TooSmall { device: device.describe(), bytes: device.bytes(), minimum });
+    }
+    let redundancy = options.redundancy.unwrap_or(Redundancy {
+        shards_data: 1,
+        shards_parity: u8::from(devices.len() > 1),
+    });
+    if redundancy.shards_data != 1 {
+        return impossible("erasure coding is not there yet; use single or mirror".into());
+    }
+    let members = usize::from(redundancy.shards_data + redundancy.shards_parity);
+    if members > devices.len() {
+        return impossible(format!("{members} copies need {members} devices, and there are {}", devices.len()));
+    }
+    Ok(redundancy)
+}

@@ -1,0 +1,226 @@
+//! Opening a pool: which superblock counts, and who of its devices is in.
+
+use crate::member::Member;
+use crate::pool::{Pool, State};
+use crate::slots::SlotTable;
+use crate::superblocks::{self, Found};
+use crate::PoolError;
+use aegisfs_base::{Incarnation, Rng};
+use aegisfs_device::Device;
+use aegisfs_format::layout::DeviceLayout;
+use aegisfs_format::superblock::{INCARNATIONS_KEPT, Membership, Superblock};
+use std::sync::Arc;
+
+/// How to open a pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Write nothing at all.
+    pub read_only: bool,
+    /// Go on without members that should be there, as long as everything can be read.
+    pub degraded: bool,
+}
+
+/// What was found out while opening, for the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// The pool was not closed the last time.
+    pub dirty: bool,
+    /// Places of superblocks that did not verify and are to be written anew.
+    pub superblocks_damaged: u32,
+    /// Devices that should be in but are missing.
+    pub missing: Vec<String>,
+    /// Devices that are there but lack what was written without them.
+    pub stale: Vec<String>,
+}
+
+impl Pool {
+    /// Opens the pool that these devices belong to. Nothing is written; [`Pool::begin_incarnation`]
+    /// is what starts a new life.
+    ///
+    /// # Errors
+    /// When there is no pool, devices do not belong together, or too few are there.
+    pub fn open(
+        devices: Vec<Arc<dyn Device>>,
+        options: OpenOptions,
+    ) -> Result<(Arc<Self>, Opening), PoolError> {
+        let mut found = Vec::new();
+        for device in devices {
+            let block = superblocks::read_newest(&*device)?;
+            found.push((device, block));
+        }
+        let chosen = choose(&found)?;
+        let superblock = found[chosen].1.superblock.clone();
+        let map = found[chosen].1.map.clone();
+        let writable = !options.read_only && superblock.writable();
+        let mut opening = Opening {
+            dirty: superblock.dirty,
+            superblocks_damaged: found.iter().map(|(_, f)| f.damaged).sum(),
+            ..Opening::default()
+        };
+        let mut members: Vec<Option<Member>> = superblock.devices.iter().map(|_| None).collect();
+        for (device, block) in found {
+            let index = usize::from(block.superblock.device.0);
+            let member = admit(device, &block.superblock, &superblock, index)?;
+            if !member.counted() {
+                opening.stale.push(member.device.describe());
+            }
+            members[index] = Some(member);
+        }
+        check_presence(&superblock, &members, options, &mut opening)?;
+        let slots = SlotTable::new(superblock.devices.iter().zip(&members).map(|(entry, member)| {
+            (entry.slots, writable && member.as_ref().is_some_and(Member::counted))
+        }));
+        let pool = Self::assemble(members, slots, State { superblock, map, provisional: false });
+        pool.set_read_only(!writable);
+        pool.set_ended_in_order(!opening.dirty);
+        for entry in &pool.state.lock().map {
+            pool.slots.lock().claim((entry.device, entry.slot));
+        }
+        Ok((Arc::new(pool), opening))
+    }
+
+    /// Starts a new life: a new incarnation, missing members marked out, both superblock slots written.
+    ///
+    /// # Errors
+    /// When a superblock cannot be written.
+    pub fn begin_incarnation(&self, rng: &dyn Rng) -> Result<Incarnation, PoolError> {
+        let mut state = self.state.lock();
+        let incarnation = Incarnation(rng.next_u64() | 1);
+        state.superblock.incarnations.insert(0, incarnation);
+        state.superblock.incarnations.truncate(INCARNATIONS_KEPT);
+        state.superblock.dirty = true;
+        let since = state.superblock.generation.next();
+        for (entry, member) in state.superblock.devices.iter_mut().zip(&self.members) {
+            let counted = member.as_ref().is_some_and(Member::counted);
+            if !counted && entry.membership == Membership::In {
+                entry.membership = Membership::Out { since };
+            }
+        }
+        // Twice: afterwards both slots of both areas are whole, whatever was damaged before.
+        self.publish(&mut state)?;
+        self.publish(&mut state)?;
+        Ok(incarnation)
+    }
+
+    /// Notes in the superblock that everything was put in order before the end.
+    ///
+    /// # Errors
+    /// When a superblock cannot be written.
+    pub fn end_incarnation(&self) -> Result<(), PoolError> {
+        let mut state = self.state.lock();
+        state.superblock.dirty = false;
+        self.publish(&mut state)
+    }
+}
+
+/// The newest superblock on a member that its own table calls in.
+fn choose(found: &[(Arc<dyn Device>, Found)]) -> Result<usize, PoolError> {
+    for (index, (device, block)) in found.iter().enumerate() {
+        for (earlier, other) in &found[..index] {
+            let (this, that) = (&block.superblock, &other.superblock);
+            if this.pool != that.pool {
+                return Err(PoolError::ForeignPool {
+                    device: device.describe(),
+                    found: this.pool,
+                    expected: that.pool,
+                });
+            }
+            if this.device == that.device {
+                return Err(PoolError::SameMember {
+                    first: earlier.describe(),
+                    second: device.describe(),
+                    uuid: this.devices[usize::from(this.device.0)].uuid,
+                });
+            }
+            if !related(this, that) || (calls_out(this, that) && calls_out(that, this)) {
+                return Err(PoolError::Split { first: earlier.describe(), second: device.describe() });
+            }
+        }
+    }
+    let calls_itself_in = |block: &Superblock| {
+        block.devices[usize::from(block.device.0)].membership == Membership::In
+    };
+    (0..found.len())
+        .filter(|n| calls_itself_in(&found[*n].1.superblock))
+        .max_by_key(|n| found[*n].1.superblock.generation)
+        .ok_or(PoolError::TooFew { present: 0, total: found.len(), spare: 0 })
+}
+
+/// Whether one of two superblocks is the other's past.
+fn related(a: &Superblock, b: &Superblock) -> bool {
+    let newest = |s: &Superblock| s.incarnations.first().copied();
+    let knows = |s: &Superblock, i: Option<Incarnation>| i.is_some_and(|i| s.incarnations.contains(&i));
+    knows(a, newest(b)) || knows(b, newest(a)) || left_behind(a, b) || left_behind(b, a)
+}
+
+/// Whether one superblock calls the other's device out.
+fn calls_out(superblock: &Superblock, other: &Superblock) -> bool {
+    membership(superblock, other) != Some(Membership::In)
+}
+
+fn membership(superblock: &Superblock, other: &Superblock) -> Option<Membership> {
+    superblock.devices.get(usize::from(other.device.0)).map(|entry| entry.membership)
+}
+
+/// Whether the other's device was left out and wrote nothing since. It may have been away for more lives
+/// than are remembered; a life of its own would have given it a generation at least as high.
+fn left_behind(superblock: &Superblock, other: &Superblock) -> bool {
+    matches!(membership(superblock, other), Some(Membership::Out { since }) if other.generation < since)
+}
+
+/// Makes a member of a device, which counts unless the chosen superblock says that it is out.
+fn admit(
+    device: Arc<dyn Device>,
+    own: &Superblock,
+    chosen: &Superblock,
+    index: usize,
+) -> Result<Member, PoolError> {
+    let Some(entry) = chosen.devices.get(index) else {
+        return Err(PoolError::ForeignPool {
+            device: device.describe(),
+            found: own.pool,
+            expected: chosen.pool,
+        });
+    };
+    let layout = DeviceLayout::new(entry.bytes, u64::from(chosen.slot_bytes))
+        .filter(|layout| layout.slots == entry.slots && device.bytes() >= entry.bytes);
+    let Some(layout) = layout else {
+        return Err(PoolError::Shrunk {
+            device: device.describe(),
+            found: device.bytes(),
+            expected: entry.bytes,
+        });
+    };
+    // A life without a member always begins by marking it out, so a member that is called in here
+    // took part in everything; at most its copy of the newest superblock was cut off.
+    let counted = entry.membership == Membership::In;
+    Ok(Member::new(device, layout, counted))
+}
+
+fn check_presence(
+    superblock: &Superblock,
+    members: &[Option<Member>],
+    options: OpenOptions,
+    opening: &mut Opening,
+) -> Result<(), PoolError> {
+    let total = members.len();
+    let present = members.iter().flatten().filter(|m| m.counted()).count();
+    let spare = usize::from(superblock.shards_parity);
+    let out = superblock.devices.iter().filter(|d| d.membership != Membership::In).count();
+    for (entry, member) in superblock.devices.iter().zip(members) {
+        if member.is_none() && entry.membership == Membership::In {
+            opening.missing.push(String::from_utf8_lossy(&entry.path).into_owned());
+        }
+    }
+    if total - present > spare {
+        return Err(PoolError::TooFew { present, total, spare });
+    }
+    if present + out < total && !options.degraded {
+        return Err(PoolError::Missing {
+            missing: total - present - out,
+            total,
+            names: opening.missing.join(", "),
+        });
+    }
+    Ok(())
+}

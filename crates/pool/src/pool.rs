@@ -1,0 +1,276 @@
+//! The pool: its members, its superblock, its slots.
+
+use crate::PoolError;
+use crate::member::Member;
+use crate::slots::{Placement, SlotTable, Space};
+use crate::superblocks;
+use aegisfs_base::sabotage::{Edge, removed};
+use aegisfs_base::{DeviceIndex, Incarnation, SlotIndex, Uuid};
+use aegisfs_format::map::{self, MAP_ENTRIES_MAX, MapEntry, MapOwner};
+use aegisfs_format::sum128;
+use aegisfs_format::superblock::{Membership, Superblock};
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How many shards a wide segment has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redundancy {
+    /// Data shards.
+    pub shards_data: u8,
+    /// Parity shards, or further copies where there is one data shard.
+    pub shards_parity: u8,
+}
+
+/// What the superblock holds.
+pub(crate) struct State {
+    pub(crate) superblock: Superblock,
+    pub(crate) map: Vec<MapEntry>,
+    /// While a pool is being made nothing is published.
+    pub(crate) provisional: bool,
+}
+
+/// Devices that together hold one store.
+///
+/// Lock order: `state` before `slots`. `state` is held across superblock writes, which are rare.
+pub struct Pool {
+    pub(crate) members: Vec<Option<Member>>,
+    pub(crate) slots: Mutex<SlotTable>,
+    pub(crate) state: Mutex<State>,
+    read_only: AtomicBool,
+    /// The last life ended in order, so nothing can have been in flight when the pool was opened.
+    ended_in_order: AtomicBool,
+    slot_bytes: u64,
+    uuid: Uuid,
+    redundancy: Redundancy,
+}
+
+impl Pool {
+    pub(crate) fn assemble(members: Vec<Option<Member>>, slots: SlotTable, state: State) -> Self {
+        Self {
+            members,
+            slots: Mutex::new(slots),
+            read_only: AtomicBool::new(false),
+            ended_in_order: AtomicBool::new(false),
+            slot_bytes: u64::from(state.superblock.slot_bytes),
+            uuid: state.superblock.pool,
+            redundancy: Redundancy {
+                shards_data: state.superblock.shards_data,
+                shards_parity: state.superblock.shards_parity,
+            },
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Bytes of one slot.
+    pub const fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
+    }
+
+    /// The pool's name for machines.
+    pub const fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// How many shards a segment has by default.
+    pub const fn redundancy(&self) -> Redundancy {
+        self.redundancy
+    }
+
+    /// A copy of the superblock as it now is.
+    pub fn superblock(&self) -> Superblock {
+        self.state.lock().superblock.clone()
+    }
+
+    /// The incarnation that writes are stamped with.
+    pub fn incarnation(&self) -> Incarnation {
+        self.state.lock().superblock.incarnations.first().copied().unwrap_or_default()
+    }
+
+    /// Whether nothing may be written.
+    pub fn read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Release);
+    }
+
+    /// Whether nothing can have been in flight when the pool was opened: what does not verify is damage.
+    pub(crate) fn ended_in_order(&self) -> bool {
+        self.ended_in_order.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_ended_in_order(&self, ended: bool) {
+        self.ended_in_order.store(ended, Ordering::Release);
+    }
+
+    /// Room in the pool.
+    pub fn space(&self) -> Space {
+        let members = usize::from(self.redundancy.shards_data + self.redundancy.shards_parity);
+        self.slots.lock().space(members)
+    }
+
+    /// Bytes that the backings of all members take, where that can be told.
+    pub fn allocated_bytes(&self) -> Option<u64> {
+        self.members.iter().flatten().map(|m| m.device.allocated_bytes()).sum()
+    }
+
+    /// Slots that hold databases and the log.
+    pub fn mapped_slots(&self) -> Vec<MapEntry> {
+        self.state.lock().map.clone()
+    }
+
+    /// Places of a mapped piece, by copy.
+    pub(crate) fn mapped(&self, owner: MapOwner) -> Vec<MapEntry> {
+        self.state.lock().map.iter().filter(|e| e.owner == owner).copied().collect()
+    }
+
+    /// Takes slots for all copies of something, or none: on as many devices as count, up to one for each copy,
+    /// those with the most room first; copies that share a device stand far apart.
+    ///
+    /// A full device is no reason to put all copies on another one: losing that one would lose them all.
+    pub(crate) fn take_mirror_slots(
+        &self,
+        copies: u8,
+        purpose: &'static str,
+    ) -> Result<Vec<Placement>, PoolError> {
+        let mut slots = self.slots.lock();
+        let counted = self.members.iter().flatten().filter(|m| m.counted()).count();
+        let wanted = counted.min(usize::from(copies)).max(1);
+        let mut devices: Vec<DeviceIndex> = (0..self.members.len())
+            .map(|n| DeviceIndex(n as u16))
+            .filter(|d| slots.free_on(*d) > 0)
+            .collect();
+        if devices.len() < wanted {
+            return Err(PoolError::NoSpace { purpose });
+        }
+        devices.sort_by_key(|d| std::cmp::Reverse(slots.free_on(*d)));
+        devices.truncate(wanted);
+        let parts = usize::from(copies).div_ceil(wanted) as u64;
+        let mut taken = Vec::new();
+        for copy in 0..usize::from(copies) {
+            let device = devices[copy % wanted];
+            let count = u64::from(self.member(device)?.layout.slots);
+            let start = count * (copy / wanted) as u64 / parts;
+            if let Some(place) = slots.take(device, Some(start as u32)) {
+                taken.push(place);
+            } else {
+                taken.iter().for_each(|place| slots.release(*place));
+                return Err(PoolError::NoSpace { purpose });
+            }
+        }
+        Ok(taken)
+    }
+
+    pub(crate) fn member(&self, device: DeviceIndex) -> Result<&Member, PoolError> {
+        self.members
+            .get(usize::from(device.0))
+            .and_then(Option::as_ref)
+            .ok_or(PoolError::Absent { device, slot: SlotIndex(0) })
+    }
+
+    /// Writes the next generation of superblock and map to every member that is in, and flushes.
+    ///
+    /// A member that fails is marked out by yet another generation on the others, if they can do without it.
+    pub(crate) fn publish(&self, state: &mut State) -> Result<(), PoolError> {
+        if state.provisional {
+            return Ok(());
+        }
+        if self.read_only() {
+            return Err(PoolError::ReadOnly);
+        }
+        if state.map.len() > MAP_ENTRIES_MAX {
+            return Err(PoolError::NoSpace { purpose: "the slot map" });
+        }
+        let map_bytes = map::encode(&state.map);
+        loop {
+            state.superblock.generation = state.superblock.generation.next();
+            state.superblock.map_blocks = (map_bytes.len() / aegisfs_base::limits::BLOCK_BYTES) as u32;
+            state.superblock.map_sum = sum128(&map_bytes);
+            let mut failed = None;
+            for (index, member) in self.members.iter().enumerate() {
+                let Some(member) = member.as_ref().filter(|m| m.counted()) else { continue };
+                state.superblock.device = DeviceIndex(index as u16);
+                let outcome = superblocks::write(member, &state.superblock, &map_bytes).and_then(|()| {
+                    if removed(Edge::SuperblockFlush) { Ok(()) } else { member.flush() }
+                });
+                if let Err(error) = outcome {
+                    failed = Some((index, error));
+                    break;
+                }
+            }
+            match failed {
+                None => return Ok(()),
+                Some((index, error)) => self.mark_out(state, index, error)?,
+            }
+        }
+    }
+
+    /// Notes in memory that a member is out; the caller publishes. Fails when it cannot be spared.
+    fn mark_out(
+        &self,
+        state: &mut State,
+        index: usize,
+        error: aegisfs_device::DeviceError,
+    ) -> Result<(), PoolError> {
+        // One that is absent counts as lost too, even before the superblock calls it out.
+        let lost = self.members.iter().filter(|m| !m.as_ref().is_some_and(Member::counted)).count();
+        if lost >= usize::from(self.redundancy.shards_parity) {
+            return Err(error.into());
+        }
+        tracing::error!(%error, device = index, "a device failed and is left out from now on");
+        let since = state.superblock.generation;
+        state.superblock.devices[index].membership = Membership::Out { since };
+        if let Some(member) = &self.members[index] {
+            member.counted.store(false, Ordering::Release);
+        }
+        self.slots.lock().set_usable(DeviceIndex(index as u16), false);
+        Ok(())
+    }
+
+    /// Marks a failed member out, durably on the others, so that work can go on without it.
+    pub(crate) fn expel(
+        &self,
+        device: DeviceIndex,
+        error: aegisfs_device::DeviceError,
+    ) -> Result<(), PoolError> {
+        let mut state = self.state.lock();
+        let index = usize::from(device.0);
+        if state.superblock.devices[index].membership == Membership::In {
+            self.mark_out(&mut state, index, error)?;
+            self.publish(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable that was written to any member and has returned.
+    ///
+    /// # Errors
+    /// When a flush fails on a member that cannot be spared.
+    pub fn flush(&self) -> Result<(), PoolError> {
+        let dirty: Vec<usize> = (0..self.members.len())
+            .filter(|n| self.members[*n].as_ref().is_some_and(|m| m.counted() && m.needs_flush()))
+            .collect();
+        let flush_one = |index: usize| -> Result<(), PoolError> {
+            let device = DeviceIndex(index as u16);
+            match self.member(device)?.flush() {
+                Ok(()) => Ok(()),
+                Err(error) => self.expel(device, error),
+            }
+        };
+        if let [only] = dirty[..] {
+            return flush_one(only);
+        }
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = dirty
+                .iter()
+                .skip(1)
+                .map(|index| scope.spawn(move || flush_one(*index)))
+                .collect();
+            let first = dirty.first().map_or(Ok(()), |index| flush_one(*index));
+            waiting.into_iter().fold(first, |so_far, thread| {
+                so_far.and(thread.join().expect("a flush does not panic"))
+            })
+        })
+    }
+}

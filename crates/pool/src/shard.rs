@@ -1,0 +1,159 @@
+//! Bytes to and from slots.
+
+use crate::PoolError;
+use crate::pool::Pool;
+use crate::slots::Placement;
+use aegisfs_base::sabotage::{Edge, removed};
+use aegisfs_base::{DeviceIndex, SegmentId};
+use aegisfs_format::map::{MapEntry, MapOwner};
+use aegisfs_format::slot::{SlotContent, SlotHeader};
+
+impl Pool {
+    /// Whether a slot's device is there and its content counts.
+    pub fn readable(&self, (device, _): Placement) -> bool {
+        self.member(device).is_ok_and(crate::member::Member::counted)
+    }
+
+    /// Reads from a slot.
+    ///
+    /// # Errors
+    /// When the device is missing or fails. Nothing is verified here: the caller knows what it expects.
+    pub fn read_slot(&self, (device, slot): Placement, offset: u64, out: &mut [u8]) -> Result<(), PoolError> {
+        let member = self.member(device)?;
+        if !member.counted() || slot.0 >= member.layout.slots {
+            return Err(PoolError::Absent { device, slot });
+        }
+        Ok(member.device.read_at(member.layout.slot_offset(slot) + offset, out)?)
+    }
+
+    /// Writes to a slot; durable after the next [`Pool::flush`]. A member that is out is skipped, and one
+    /// that fails and can be spared is marked out first.
+    ///
+    /// # Errors
+    /// When the pool is read-only, or a device fails that cannot be spared.
+    pub fn write_slot(&self, (device, slot): Placement, offset: u64, data: &[u8]) -> Result<(), PoolError> {
+        if self.read_only() {
+            return Err(PoolError::ReadOnly);
+        }
+        let Ok(member) = self.member(device) else { return Ok(()) };
+        if !member.counted() {
+            return Ok(());
+        }
+        assert!(offset + data.len() as u64 <= self.slot_bytes(), "a write stays within its slot");
+        match member.write(member.layout.slot_offset(slot) + offset, data) {
+            Ok(()) => Ok(()),
+            Err(error) => self.expel(device, error),
+        }
+    }
+
+    /// Writes the same to every copy's slot. One copy on a member that counts is enough.
+    ///
+    /// # Errors
+    /// As [`Pool::write_slot`], and when none of the copies is on a member that counts.
+    pub(crate) fn write_copies(&self, places: &[Placement], offset: u64, data: &[u8]) -> Result<(), PoolError> {
+        for place in places {
+            self.write_slot(*place, offset, data)?;
+        }
+        if places.iter().any(|place| self.readable(*place)) {
+            return Ok(());
+        }
+        let (device, slot) = places.first().copied().unwrap_or_default();
+        Err(PoolError::Absent { device, slot })
+    }
+
+    /// Takes slots for a segment and writes their headers.
+    ///
+    /// # Errors
+    /// When there is no room, or a device fails.
+    pub fn open_segment(&self, segment: SegmentId) -> Result<Vec<Placement>, PoolError> {
+        let redundancy = self.redundancy();
+        let wanted = usize::from(redundancy.shards_data + redundancy.shards_parity);
+        let usable = (0..self.members.len()).filter(|n| self.readable_device(*n)).count();
+        // With members missing, copies are written to those that are left.
+        let places = self.slots.lock().place(wanted.min(usable).max(1))?;
+        let shards = (1, u8::try_from(places.len() - 1).expect("bounded by the geometry"));
+        for (member, place) in places.iter().enumerate() {
+            let content = SlotContent::Segment { segment, shards };
+            self.write_header(*place, content, member as u8)?;
+        }
+        Ok(places)
+    }
+
+    fn readable_device(&self, index: usize) -> bool {
+        self.members[index].as_ref().is_some_and(crate::member::Member::counted)
+    }
+
+    pub(crate) fn write_mapped_header(&self, entry: &MapEntry) -> Result<(), PoolError> {
+        let content = match entry.owner {
+            MapOwner::Database(number) => SlotContent::Database { number, piece: entry.piece },
+            MapOwner::Log => SlotContent::Log { piece: entry.piece },
+        };
+        self.write_header((entry.device, entry.slot), content, entry.copy)
+    }
+
+    fn write_header(
+        &self,
+        (device, slot): Placement,
+        content: SlotContent,
+        member: u8,
+    ) -> Result<(), PoolError> {
+        let (incarnation, device_uuid) = {
+            let state = self.state.lock();
+            let incarnation = state.superblock.incarnations.first().copied().unwrap_or_default();
+            (incarnation, state.superblock.devices[usize::from(device.0)].uuid)
+        };
+        let header =
+            SlotHeader { content, member, device, slot, incarnation, pool: self.uuid(), device_uuid };
+        self.write_slot((device, slot), 0, &header.encode())
+    }
+
+    /// Notes that a slot is used by a segment, while the metadata is read at opening.
+    ///
+    /// Says whether it was free; if not, two owners claim it.
+    pub fn claim_slot(&self, place: Placement) -> bool {
+        self.slots.lock().claim(place)
+    }
+
+    /// Notes that a segment's slots become free with the next checkpoint.
+    pub fn begin_release(&self, places: &[Placement]) {
+        let mut slots = self.slots.lock();
+        for place in places {
+            if removed(Edge::SlotsFreedAfterCheckpoint) {
+                slots.release(*place);
+            } else {
+                slots.begin_release(*place);
+            }
+        }
+    }
+
+    /// Frees slots after the checkpoint that says so is durable, and lets the devices forget them.
+    pub fn finish_release(&self, places: &[Placement]) {
+        if removed(Edge::SlotsFreedAfterCheckpoint) {
+            return;
+        }
+        for (device, slot) in places {
+            // Before it is free for others: a discard must not hit what they write.
+            self.discard_slot(*device, *slot);
+            self.slots.lock().release((*device, *slot));
+        }
+    }
+
+    /// Gives back slots of a segment that nothing durable mentions.
+    pub fn abandon(&self, places: &[Placement]) {
+        let mut slots = self.slots.lock();
+        for place in places {
+            slots.release(*place);
+        }
+    }
+
+    fn discard_slot(&self, device: DeviceIndex, slot: aegisfs_base::SlotIndex) {
+        let Ok(member) = self.member(device) else { return };
+        if self.read_only() || !member.counted() {
+            return;
+        }
+        let offset = member.layout.slot_offset(slot);
+        if let Err(error) = member.device.discard(offset, self.slot_bytes()) {
+            tracing::warn!(%error, "a freed slot could not be discarded; its space stays allocated");
+        }
+    }
+}

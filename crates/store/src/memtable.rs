@@ -1,0 +1,273 @@
+//! Changes in memory, ordered like the tables they will become.
+
+use crate::StoreError;
+use crate::tables::{Tables, TablesMut, Visit};
+use aegisfs_format::key::Table;
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+/// Memory that an entry takes besides key and value.
+const ENTRY_OVERHEAD_BYTES: usize = 96;
+/// Tables are found by number.
+const TABLES: usize = 33;
+
+/// A changed value, or that the key is gone.
+pub(crate) type Change = Option<Arc<[u8]>>;
+type Entries = BTreeMap<Box<[u8]>, Change>;
+
+/// Changes since some checkpoint; absent keys are as they were there.
+#[derive(Clone, Debug)]
+pub(crate) struct Memtable {
+    tables: Vec<Entries>,
+    bytes: usize,
+}
+
+impl Default for Memtable {
+    fn default() -> Self {
+        Self { tables: vec![Entries::new(); TABLES], bytes: 0 }
+    }
+}
+
+impl Memtable {
+    pub(crate) fn table(&self, table: Table) -> &Entries {
+        &self.tables[table as usize]
+    }
+
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Option<&Change> {
+        self.tables[table as usize].get(key)
+    }
+
+    pub(crate) fn set(&mut self, table: Table, key: &[u8], change: Change) {
+        let entries = &mut self.tables[table as usize];
+        let added = change.as_ref().map_or(0, |value| value.len());
+        match entries.get_mut(key) {
+            Some(place) => {
+                let old = std::mem::replace(place, change);
+                self.bytes = self.bytes + added - old.map_or(0, |value| value.len());
+            }
+            None => {
+                entries.insert(key.into(), change);
+                self.bytes += added + key.len() + ENTRY_OVERHEAD_BYTES;
+            }
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tables.iter().all(BTreeMap::is_empty)
+    }
+
+    /// Memory that the changes take, about.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes over everything from a later set of changes.
+    pub(crate) fn absorb(&mut self, later: Memtable) {
+        for (number, entries) in later.tables.into_iter().enumerate() {
+            let Some(table) = Table::ALL.into_iter().find(|t| *t as usize == number) else { continue };
+            for (key, change) in entries {
+                self.set(table, &key, change);
+            }
+        }
+    }
+
+    /// The changes of a range, in order.
+    pub(crate) fn range<'a>(
+        &'a self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+    ) -> impl Iterator<Item = (&'a [u8], &'a Change)> + use<'a> {
+        let from = Bound::Included(start);
+        let to = end.map_or(Bound::Unbounded, Bound::Excluded);
+        let empty = end.is_some_and(|end| end <= start);
+        let range = if empty { None } else { Some(self.tables[table as usize].range::<[u8], _>((from, to))) };
+        range.into_iter().flatten().map(|(key, change)| (&key[..], change))
+    }
+}
+
+/// Visits the union of several layers of changes over a base, the first layer being the newest.
+pub(crate) fn scan_layers(
+    layers: &[&Memtable],
+    table: Table,
+    start: &[u8],
+    end: Option<&[u8]>,
+    base: &mut dyn FnMut(Visit<'_>) -> Result<(), StoreError>,
+    visit: Visit<'_>,
+) -> Result<(), StoreError> {
+    let mut cursors: Vec<_> =
+        layers.iter().map(|layer| layer.range(table, start, end).peekable()).collect();
+    // Visits every layered entry below `limit`; says whether to go on.
+    let mut drain = |limit: Option<&[u8]>, visit: Visit<'_>| -> (ControlFlow<()>, bool) {
+        loop {
+            let next = cursors.iter_mut().filter_map(|c| c.peek().map(|(key, _)| *key)).min();
+            let Some(key) = next.filter(|key| limit.is_none_or(|limit| *key <= limit)) else {
+                return (ControlFlow::Continue(()), false);
+            };
+            let mut newest: Option<&Change> = None;
+            for cursor in &mut cursors {
+                if let Some((_, change)) = cursor.next_if(|(k, _)| *k == key) {
+                    newest = newest.or(Some(change));
+                }
+            }
+            let covers_limit = limit == Some(key);
+            if let Some(Some(value)) = newest
+                && visit(key, value).is_break()
+            {
+                return (ControlFlow::Break(()), covers_limit);
+            }
+            if covers_limit {
+                return (ControlFlow::Continue(()), true);
+            }
+        }
+    };
+    let mut stopped = false;
+    base(&mut |key, value| {
+        let (flow, covered) = drain(Some(key), visit);
+        let flow = if flow.is_continue() && !covered { visit(key, value) } else { flow };
+        stopped = flow.is_break();
+        flow
+    })?;
+    if !stopped {
+        let _ = drain(None, visit);
+    }
+    Ok(())
+}
+
+/// A set of changes on top of other tables: what a transaction does before it is known to succeed.
+pub(crate) struct Scratch<'a> {
+    below: &'a dyn Tables,
+    pub(crate) changes: Memtable,
+}
+
+impl<'a> Scratch<'a> {
+    pub(crate) fn new(below: &'a dyn Tables) -> Self {
+        Self { below, changes: Memtable::default() }
+    }
+}
+
+impl Tables for Scratch<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.changes.get(table, key) {
+            Some(change) => Ok(change.as_ref().map(|value| value.to_vec())),
+            None => self.below.get(table, key),
+        }
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: Visit<'_>,
+    ) -> Result<(), StoreError> {
+        let mut base = |visit: Visit<'_>| self.below.scan(table, start, end, visit);
+        scan_layers(&[&self.changes], table, start, end, &mut base, visit)
+    }
+}
+
+impl TablesMut for Scratch<'_> {
+    fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
+        self.changes.set(table, key, Some(value.into()));
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.changes.set(table, key, None);
+    }
+}
+
+/// Tables that are nothing but ordered maps: for models and tests of the apply function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapTables {
+    entries: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+}
+
+impl MapTables {
+    /// Every entry, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Table, &[u8], &[u8])> {
+        self.entries.iter().map(|((table, key), value)| (*table, &key[..], &value[..]))
+    }
+}
+
+impl Tables for MapTables {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.entries.get(&(table, key.to_vec())).cloned())
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: Visit<'_>,
+    ) -> Result<(), StoreError> {
+        let beyond = |key: &[u8]| end.is_some_and(|end| key >= end);
+        for ((found, key), value) in self.entries.range((table, start.to_vec())..) {
+            if *found != table || beyond(key) || visit(key, value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TablesMut for MapTables {
+    fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
+        self.entries.insert((table, key.to_vec()), value);
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) {
+        self.entries.remove(&(table, key.to_vec()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_hide_and_add() {
+        let mut base = MapTables::default();
+        for n in [2u8, 4, 6, 8] {
+            base.put(Table::Config, &[n], vec![n]);
+        }
+        let (mut older, mut newer) = (Memtable::default(), Memtable::default());
+        let value = |n: u8| Some(Arc::from([n]));
+        older.set(Table::Config, &[4], None);
+        older.set(Table::Config, &[5], value(50));
+        older.set(Table::Config, &[6], value(60));
+        newer.set(Table::Config, &[6], None);
+        newer.set(Table::Config, &[4], value(41));
+        newer.set(Table::Config, &[9], value(90));
+        let collect = |start: &[u8], end: Option<&[u8]>, stop: usize| {
+            let mut seen = Vec::new();
+            let mut below = |visit: Visit<'_>| base.scan(Table::Config, start, end, visit);
+            scan_layers(&[&newer, &older], Table::Config, start, end, &mut below, &mut |k, v| {
+                seen.push((k[0], v[0]));
+                if seen.len() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .unwrap();
+            seen
+        };
+        assert_eq!(collect(&[], None, 99), [(2, 2), (4, 41), (5, 50), (8, 8), (9, 90)]);
+        assert_eq!(collect(&[5], Some(&[9]), 99), [(5, 50), (8, 8)]);
+        for stop in 1..=5 {
+            assert_eq!(collect(&[], None, stop).len(), stop);
+        }
+        assert!(collect(&[7], Some(&[3]), 99).is_empty());
+    }
+
+    #[test]
+    fn memory_is_counted() {
+        let mut table = Memtable::default();
+        table.set(Table::Config, b"k", Some(Arc::from(&[0u8; 100][..])));
+        let full = table.bytes();
+        table.set(Table::Config, b"k", None);
+        assert_eq!(table.bytes(), full - 100);
+        let mut other = Memtable::default();
+        other.absorb(table);
+        assert_eq!(other.bytes(), full - 100);
+        assert!(!other.is_empty());
+    }
+}

@@ -1,0 +1,151 @@
+//! The reaper: gives back what a deletion or a truncation left behind, a few windows at a time.
+//!
+//! An entry in `orphans` stands from the change that orphaned something until all of it is gone, so that a
+//! crash in between only means that the rest is done later.
+
+use crate::StoreError;
+use crate::store::Store;
+use crate::tables::Tables;
+use crate::versions::{self, View};
+use aegisfs_base::limits::WINDOW_BYTES;
+use aegisfs_base::{BranchId, InodeId, Sequence};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::value;
+use std::ops::ControlFlow;
+
+/// Windows given back in one change.
+pub const REAP_WINDOWS_MAX: usize = 16;
+/// Extended attributes removed in one change.
+const REAP_XATTRS_MAX: usize = 64;
+/// Orphans looked at in one go.
+const REAP_BATCH: usize = 64;
+
+/// The orphan entry of an inode that is gone.
+pub fn orphan_inode_value() -> Vec<u8> {
+    value::wrap(&[0])
+}
+
+impl Store {
+    /// Keeps an orphan from being reaped: something still has it open.
+    pub fn hold_orphan(&self, inode: InodeId) {
+        self.space.held.lock().insert(inode);
+    }
+
+    /// Lets an orphan be reaped.
+    pub fn release_orphan(&self, inode: InodeId) {
+        self.space.held.lock().remove(&inode);
+        self.wake_service();
+    }
+
+    /// Reaps everything that may be reaped; says whether there was anything.
+    ///
+    /// # Errors
+    /// When the metadata fails or nothing may be written.
+    pub fn reap_all(&self) -> Result<bool, StoreError> {
+        let mut any = false;
+        let mut after = Vec::new();
+        loop {
+            let batch = self.orphans_after(&after)?;
+            let Some(last) = batch.last() else { return Ok(any) };
+            after = key::inode(InodeId(last.0 + 1)).to_vec();
+            for inode in batch {
+                if !self.space.held.lock().contains(&inode) {
+                    self.reap(inode)?;
+                    any = true;
+                }
+            }
+        }
+    }
+
+    fn orphans_after(&self, start: &[u8]) -> Result<Vec<InodeId>, StoreError> {
+        let view = self.head_view(BranchId(0))?;
+        let mut found = Vec::new();
+        versions::scan_visible(&self.view(), Table::Orphans, start, None, &view, &mut |stem, _| {
+            found.extend(key::stem_inode(stem));
+            if found.len() == REAP_BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(found)
+    }
+
+    /// Gives back all that an orphan holds, then the orphan.
+    fn reap(&self, inode: InodeId) -> Result<(), StoreError> {
+        let _one = self.space.reaping.lock();
+        let view = self.head_view(BranchId(0))?;
+        let stem = key::inode(inode).to_vec();
+        if versions::visible(&self.view(), Table::Orphans, &stem, &view)?.is_none() {
+            return Ok(());
+        }
+        self.release_range(inode, 0, u64::MAX)?;
+        loop {
+            let names = self.xattrs_of(inode, &view)?;
+            if names.is_empty() {
+                break;
+            }
+            let remove = |stem| Op::RemoveVersion { table: Table::Xattr, stem };
+            self.commit(BranchId(0), names.into_iter().map(remove).collect(), Vec::new())?;
+        }
+        let tables = [Table::Inline, Table::Inode, Table::Orphans];
+        let ops = tables.map(|table| Op::RemoveVersion { table, stem: stem.clone() });
+        self.commit(BranchId(0), ops.to_vec(), Vec::new())?;
+        Ok(())
+    }
+
+    fn xattrs_of(&self, inode: InodeId, view: &View) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut stems = Vec::new();
+        let (start, end) = (key::inode(inode), key::inode(InodeId(inode.0 + 1)));
+        versions::scan_visible(&self.view(), Table::Xattr, &start, Some(&end), view, &mut |stem, _| {
+            stems.push(stem.to_vec());
+            if stems.len() == REAP_XATTRS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(stems)
+    }
+
+    /// Makes a range of a file a hole, a few windows per change.
+    ///
+    /// # Errors
+    /// When the metadata fails or nothing may be written.
+    pub fn release_range(&self, inode: InodeId, from: u64, to: u64) -> Result<(), StoreError> {
+        let mut from = from;
+        while let Some(step) = self.first_windows(inode, from, to)? {
+            self.commit(BranchId(0), vec![hole(inode, from, step)], Vec::new())?;
+            from = step;
+        }
+        // The rest, and pending bytes, which may stand where no window does.
+        self.commit(BranchId(0), vec![hole(inode, from, to)], Vec::new())?;
+        Ok(())
+    }
+
+    /// Where the first few windows of a range end; `None` when few enough are left for one change.
+    fn first_windows(&self, inode: InodeId, from: u64, to: u64) -> Result<Option<u64>, StoreError> {
+        if to <= from {
+            return Ok(None);
+        }
+        let start = key::extents(inode, from / WINDOW_BYTES);
+        let end = key::prefix_end(&key::extents(inode, (to - 1) / WINDOW_BYTES));
+        let mut count = 0;
+        let mut next = None;
+        self.view().scan(Table::Extents, &start, end.as_deref(), &mut |key, _| {
+            count += 1;
+            if count <= REAP_WINDOWS_MAX {
+                return ControlFlow::Continue(());
+            }
+            next = key::extents_window(key).ok();
+            ControlFlow::Break(())
+        })?;
+        Ok(next.map(|window| window * WINDOW_BYTES))
+    }
+
+    /// Whether clearing a range is small enough for a single change.
+    ///
+    /// # Errors
+    /// When the metadata cannot be read.
+    pub fn clears_at_once(&self, inode: InodeId, from: u64, to: u64) -> Result<bool, StoreError> {
+        Ok(self.first_windows(inode, from, to)?.is_none())
+    }
+}
+
+/// The operation that makes a range a hole, pending bytes included.
+pub fn hole(inode: InodeId, from: u64, to: u64) -> Op {
+    Op::Replace { inode, from, to, pending_up_to: Sequence(u64::MAX), references: Vec::new() }
+}

@@ -1,0 +1,252 @@
+//! Replaying the intent log.
+//!
+//! Records form a chain. Up to the highest `flushed` that any record tells, nothing may be missing: a record
+//! that does not verify is read from its mirror, and if none verifies, that is damage and not the end. What
+//! is behind that point is the tail: its records count as long as the chain holds and the rows they mention
+//! are whole.
+
+use super::Recovered;
+use crate::StoreError;
+use crate::apply::apply;
+use crate::log::LogMark;
+use crate::memtable::Scratch;
+use crate::metadata::Metadata;
+use crate::tables::Tables;
+use aegisfs_base::Sequence;
+use aegisfs_base::limits::{BLOCK_BYTES, LOG_RECORD_BYTES_MAX};
+use aegisfs_base::sabotage::{Edge, removed};
+use aegisfs_device::AlignedBuffer;
+use aegisfs_format::cell::Cell;
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::log::{self, LogRecord, LogRecordHead, RowDependency};
+use aegisfs_format::op::Op;
+use aegisfs_format::value::Segment;
+use aegisfs_pool::{LogRing, Placement, Pool};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Bytes read at a time while records are looked for.
+const SCAN_BYTES: usize = 256 << 10;
+
+pub(super) struct Replay<'a> {
+    pool: Arc<Pool>,
+    ring: LogRing,
+    metadata: &'a Metadata,
+    start: LogMark,
+    /// The last sequence applied.
+    pub(super) last: Sequence,
+    /// Where the log ends.
+    pub(super) end: LogMark,
+    /// Slots of segments that died on the way.
+    pub(super) freed: Vec<Placement>,
+    /// The highest sequence that some record calls durable.
+    flushed: Sequence,
+    /// Whether something behind the end has been cut.
+    cut: bool,
+}
+
+/// A record that verifies, not yet applied.
+struct Found {
+    head: LogRecordHead,
+    record: LogRecord,
+}
+
+impl<'a> Replay<'a> {
+    pub(super) fn new(pool: Arc<Pool>, metadata: &'a Metadata, mark: LogMark) -> Self {
+        let ring = LogRing::new(Arc::clone(&pool));
+        Self {
+            pool,
+            ring,
+            metadata,
+            start: mark,
+            last: mark.applied,
+            end: mark,
+            freed: Vec::new(),
+            flushed: mark.applied,
+            cut: false,
+        }
+    }
+
+    pub(super) fn run(&mut self, recovered: &mut Recovered) -> Result<(), StoreError> {
+        // Records whose durability no later record has confirmed yet.
+        let mut waiting: VecDeque<Found> = VecDeque::new();
+        let mut cursor = self.start;
+        loop {
+            let Some(found) = self.find_next(&cursor)? else { break };
+            self.flushed = self.flushed.max(found.head.flushed);
+            cursor = LogMark {
+                applied: found.head.sequences.1,
+                position: found.head.position + found.head.record_bytes as u64,
+                previous: found.head.sum,
+                incarnation: cursor.incarnation,
+            };
+            waiting.push_back(found);
+            while waiting.front().is_some_and(|first| first.head.sequences.1 <= self.flushed) {
+                let first = waiting.pop_front().expect("there is a first");
+                self.apply_record(first, recovered)?;
+            }
+            if cursor.position - self.start.position >= self.ring.capacity() {
+                break;
+            }
+        }
+        if let Some(beyond) = self.damage_behind(&cursor)? {
+            if !removed(Edge::LogDamageIsNotTail) {
+                recovered.read_only = Some(format!(
+                    "the intent log is damaged at position {}: changes up to {beyond} were acknowledged, but \
+                     those after {} cannot be read",
+                    cursor.position, cursor.applied
+                ));
+                tracing::error!(position = cursor.position, "the intent log is damaged");
+            }
+        }
+        for found in waiting {
+            if !self.rows_are_whole(&found.record)? {
+                self.cut = true;
+                break;
+            }
+            self.apply_record(found, recovered)?;
+        }
+        recovered.cut = self.cut;
+        Ok(())
+    }
+
+    /// The record that continues the chain: where the last one ended, or in the next piece.
+    fn find_next(&self, cursor: &LogMark) -> Result<Option<Found>, StoreError> {
+        let room = self.ring.room_in_piece(cursor.position);
+        for position in [cursor.position, cursor.position + room] {
+            for copy in 0..self.ring.copies() {
+                let Some((head, bytes)) = self.read_at(position, copy) else { continue };
+                let continues = head.position == position
+                    && (head.incarnation == cursor.incarnation || removed(Edge::LogIncarnation))
+                    && (head.previous == cursor.previous || removed(Edge::LogChain))
+                    && head.sequences.0 == cursor.applied.next();
+                if !continues {
+                    continue;
+                }
+                // What verifies but cannot be understood was written by a newer program.
+                let record = head.open(&bytes)?;
+                return Ok(Some(Found { head, record }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A record that begins at a position, if one does and verifies.
+    fn read_at(&self, position: u64, copy: usize) -> Option<(LogRecordHead, AlignedBuffer)> {
+        let room = self.ring.room_in_piece(position);
+        let mut bytes = AlignedBuffer::zeroed(BLOCK_BYTES);
+        self.ring.read(position, copy, &mut bytes).ok()?;
+        let total = log::peek_bytes(&bytes).ok()?;
+        if total as u64 > room {
+            return None;
+        }
+        bytes.resize(total, 0);
+        self.ring.read(position, copy, &mut bytes).ok()?;
+        let head = LogRecordHead::decode(&bytes, !removed(Edge::LogChecksum)).ok()?;
+        Some((head, bytes))
+    }
+
+    /// Looks behind the end of the chain for a record which says that more was durable.
+    fn damage_behind(&mut self, cursor: &LogMark) -> Result<Option<Sequence>, StoreError> {
+        let capacity = self.ring.capacity();
+        let end = self.start.position + capacity;
+        let mut position = cursor.position;
+        let mut limit = (position + 2 * LOG_RECORD_BYTES_MAX as u64).min(end);
+        let mut beyond = None;
+        while position < limit {
+            let count = (limit - position).min(self.ring.room_in_piece(position)).min(SCAN_BYTES as u64);
+            for copy in 0..self.ring.copies() {
+                for found in self.heads_in(position, count as usize, copy) {
+                    if found.incarnation != cursor.incarnation || found.sequences.0 <= cursor.applied {
+                        continue;
+                    }
+                    self.cut = true;
+                    limit = (found.position + found.record_bytes as u64 + 2 * LOG_RECORD_BYTES_MAX as u64)
+                        .max(limit)
+                        .min(end);
+                    if found.flushed > cursor.applied {
+                        beyond = beyond.max(Some(found.flushed));
+                    }
+                }
+            }
+            position += count;
+        }
+        Ok(beyond)
+    }
+
+    /// Verified heads of the records that begin in a span.
+    fn heads_in(&self, position: u64, count: usize, copy: usize) -> Vec<LogRecordHead> {
+        let mut bytes = AlignedBuffer::zeroed(count);
+        if self.ring.read(position, copy, &mut bytes).is_err() {
+            return Vec::new();
+        }
+        let starts = bytes.chunks_exact(BLOCK_BYTES).enumerate();
+        starts
+            .filter(|(_, block)| log::peek_bytes(block).is_ok())
+            .map(|(n, _)| position + (n * BLOCK_BYTES) as u64)
+            .filter_map(|at| self.read_at(at, copy).map(|(head, _)| head).filter(|h| h.position == at))
+            .collect()
+    }
+
+    /// Whether every row is there, on at least one of its places.
+    fn rows_are_whole(&self, record: &LogRecord) -> Result<bool, StoreError> {
+        if removed(Edge::TailRowsVerified) {
+            return Ok(true);
+        }
+        for row in &record.dependencies {
+            let Some(segment) = self.segment(row, record)? else { return Ok(false) };
+            let mut bytes = AlignedBuffer::zeroed(row.cell_bytes as usize);
+            let whole = segment.placements.iter().any(|place| {
+                self.pool.read_slot(*place, u64::from(row.slot_offset), &mut bytes).is_ok()
+                    && Cell::decode(&bytes).is_ok_and(|cell| cell.row_sum == row.row_sum)
+            });
+            if !whole {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The segment of a row, which the very record that mentions the row may have opened.
+    fn segment(&self, row: &RowDependency, record: &LogRecord) -> Result<Option<Segment>, StoreError> {
+        let key = key::segment(row.segment);
+        let ops = record.transactions.iter().flat_map(|transaction| &transaction.ops);
+        let opened = ops.filter_map(|op| match op {
+            Op::Put { table: Table::Segments, key: found, value } if *found == key => Some(value.clone()),
+            _ => None,
+        });
+        let stored = match opened.last() {
+            Some(value) => Some(value),
+            None => self.metadata.view().get(Table::Segments, &key)?,
+        };
+        Ok(stored.map(|stored| Segment::decode(&stored)).transpose()?)
+    }
+
+    fn apply_record(&mut self, found: Found, recovered: &mut Recovered) -> Result<(), StoreError> {
+        for transaction in &found.record.transactions {
+            let view = self.metadata.view();
+            let mut scratch = Scratch::new(&view);
+            let effects = apply(&mut scratch, transaction)?;
+            let changes = scratch.changes;
+            self.metadata.absorb(changes);
+            for (_, segment) in effects.freed {
+                // It may have been opened in the log as well, and so not be claimed yet.
+                for place in &segment.placements {
+                    self.pool.claim_slot(*place);
+                }
+                self.pool.begin_release(&segment.placements);
+                self.freed.extend_from_slice(&segment.placements);
+            }
+            recovered.transactions += 1;
+        }
+        recovered.records += 1;
+        self.last = found.head.sequences.1;
+        self.end = LogMark {
+            applied: self.last,
+            position: found.head.position + found.head.record_bytes as u64,
+            previous: found.head.sum,
+            incarnation: self.start.incarnation,
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! Open segments: where the next row goes.
+
+use crate::StoreError;
+use crate::store::Store;
+use aegisfs_base::{BranchId, RowIndex, SegmentId};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::slot::SLOT_HEADER_BYTES;
+use aegisfs_format::value::{Segment, SegmentState};
+use aegisfs_pool::{Placement, Pool};
+use parking_lot::Mutex;
+
+/// A place for a row, to be written and then given back with [`Store::row_done`].
+#[derive(Clone, Debug)]
+pub(crate) struct RowPlace {
+    pub(crate) segment: SegmentId,
+    pub(crate) row: RowIndex,
+    pub(crate) slot_offset: u32,
+    pub(crate) places: Vec<Placement>,
+}
+
+struct Open {
+    segment: SegmentId,
+    places: Vec<Placement>,
+    next_offset: u32,
+    rows: u32,
+    /// Rows handed out whose transaction has not passed the sequencer yet.
+    in_flight: u32,
+}
+
+/// The open segment, and full ones that still wait for rows in flight.
+#[derive(Default)]
+pub(crate) struct Segments {
+    state: Mutex<SegmentsState>,
+}
+
+#[derive(Default)]
+struct SegmentsState {
+    open: Option<Open>,
+    full: Vec<Open>,
+}
+
+impl Segments {
+    /// Bytes left in the open segment.
+    pub(crate) fn room(&self, pool: &Pool) -> u64 {
+        self.state.lock().open.as_ref().map_or(0, |open| pool.slot_bytes() - u64::from(open.next_offset))
+    }
+}
+
+impl Store {
+    /// Largest cell that fits into an empty slot.
+    pub(crate) fn cell_bytes_max(&self) -> usize {
+        let slot = self.pool.slot_bytes() - SLOT_HEADER_BYTES;
+        aegisfs_base::limits::CELL_BYTES_MAX.min(slot as usize)
+    }
+
+    /// A place for a row with cells of this size; opens a new segment when the open one is too full.
+    pub(crate) fn place_row(&self, cell_bytes: usize) -> Result<RowPlace, StoreError> {
+        let cell_bytes = u32::try_from(cell_bytes).expect("cells are at most 4 MiB");
+        let mut state = self.segments.state.lock();
+        let fits = state
+            .open
+            .as_ref()
+            .is_some_and(|open| u64::from(open.next_offset) + u64::from(cell_bytes) <= self.pool.slot_bytes());
+        if !fits {
+            if let Some(full) = state.open.take() {
+                self.retire_segment(&mut state, full)?;
+            }
+            state.open = Some(self.open_segment()?);
+        }
+        let open = state.open.as_mut().expect("it was just opened");
+        let place = RowPlace {
+            segment: open.segment,
+            row: RowIndex(open.rows),
+            slot_offset: open.next_offset,
+            places: open.places.clone(),
+        };
+        open.next_offset += cell_bytes;
+        open.rows += 1;
+        open.in_flight += 1;
+        Ok(place)
+    }
+
+    /// Says that a row's transaction has passed the sequencer, or never will.
+    pub(crate) fn row_done(&self, segment: SegmentId) -> Result<(), StoreError> {
+        let mut state = self.segments.state.lock();
+        if let Some(open) = state.open.as_mut().filter(|open| open.segment == segment) {
+            open.in_flight -= 1;
+            return Ok(());
+        }
+        let Some(index) = state.full.iter().position(|full| full.segment == segment) else { return Ok(()) };
+        state.full[index].in_flight -= 1;
+        if state.full[index].in_flight == 0 {
+            let full = state.full.swap_remove(index);
+            self.seal(&full)?;
+        }
+        Ok(())
+    }
+
+    /// Seals the open segment so that nothing is left open at a clean end.
+    pub(crate) fn seal_open_segment(&self) -> Result<(), StoreError> {
+        let mut state = self.segments.state.lock();
+        match state.open.take() {
+            Some(open) => self.retire_segment(&mut state, open),
+            None => Ok(()),
+        }
+    }
+
+    /// A full segment is sealed once no row in flight can still refer to it.
+    fn retire_segment(&self, state: &mut SegmentsState, full: Open) -> Result<(), StoreError> {
+        if full.in_flight > 0 {
+            state.full.push(full);
+            return Ok(());
+        }
+        self.seal(&full)
+    }
+
+    fn seal(&self, full: &Open) -> Result<(), StoreError> {
+        let ops = vec![Op::SealSegment { segment: full.segment, rows: full.rows }];
+        self.commit(BranchId(0), ops, Vec::new())?;
+        Ok(())
+    }
+
+    fn open_segment(&self) -> Result<Open, StoreError> {
+        let segment = SegmentId(self.ids.segments.take(self)?);
+        let places = self.pool.open_segment(segment)?;
+        let value = Segment {
+            state: SegmentState::Open,
+            shards: (1, u8::try_from(places.len() - 1).expect("bounded by the geometry")),
+            tier: 0,
+            policy: 0,
+            key_domain: 0,
+            live_bytes: 0,
+            written_bytes: 0,
+            opened: self.last_sequence().0,
+            rows: 0,
+            placements: places.clone(),
+        };
+        let key = key::segment(segment).to_vec();
+        let ops = vec![Op::Put { table: Table::Segments, key, value: value.encode() }];
+        if let Err(error) = self.commit(BranchId(0), ops, Vec::new()) {
+            self.pool.abandon(&places);
+            return Err(error);
+        }
+        Ok(Open { segment, places, next_offset: SLOT_HEADER_BYTES as u32, rows: 0, in_flight: 0 })
+    }
+}

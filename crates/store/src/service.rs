@@ -1,0 +1,108 @@
+//! The thread that does what nobody waits for: log writes, checkpoints, reaping.
+
+use crate::store::Store;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often what the store does by itself happens.
+#[derive(Clone, Copy, Debug)]
+pub struct Intervals {
+    /// The log is written and flushed when it has held something for so long.
+    pub log: Duration,
+    /// A checkpoint is made when changes have waited for so long.
+    pub checkpoint: Duration,
+    /// The log is written and flushed when it holds so many changes.
+    pub log_transactions: usize,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self { log: Duration::from_millis(500), checkpoint: Duration::from_secs(60), log_transactions: 3000 }
+    }
+}
+
+/// The running thread; dropping it ends the thread after its current step.
+pub struct Service {
+    store: Arc<Store>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Service {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(store: Arc<Store>, intervals: Intervals) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (worker, stopping) = (Arc::clone(&store), Arc::clone(&stop));
+        let thread = std::thread::Builder::new()
+            .name("store-service".into())
+            .spawn(move || run(&worker, &stopping, intervals))?;
+        store.served.store(true, Ordering::Release);
+        Ok(Self { store, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.store.served.store(false, Ordering::Release);
+        self.stop.store(true, Ordering::Release);
+        self.store.wake_service();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            self.store.poison("the store's service thread died");
+        }
+    }
+}
+
+fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
+    let mut last_checkpoint = store.clock.elapsed();
+    let mut last_sequence = store.last_sequence();
+    let mut reaped_at = store.last_sequence();
+    while !stop.load(Ordering::Acquire) {
+        let idle = store.log.queued_transactions() == 0;
+        // With nothing queued only the checkpoint is still to come; then nothing at all.
+        let pause = if idle { intervals.checkpoint } else { intervals.log };
+        {
+            let mut turn = store.wakeup.0.lock();
+            if store.log.queued_transactions() < intervals.log_transactions && !store.checkpoint_due() {
+                store.wakeup.1.wait_for(&mut turn, pause);
+            }
+        }
+        if stop.load(Ordering::Acquire) || store.check_writable().is_err() {
+            return;
+        }
+        let outcome = step(store, intervals, &mut last_checkpoint, &mut last_sequence, &mut reaped_at);
+        if let Err(error) = outcome {
+            tracing::error!(%error, "background work failed");
+        }
+    }
+}
+
+fn step(
+    store: &Store,
+    intervals: Intervals,
+    last_checkpoint: &mut Duration,
+    last_sequence: &mut aegisfs_base::Sequence,
+    reaped_at: &mut aegisfs_base::Sequence,
+) -> Result<(), crate::StoreError> {
+    if store.last_sequence() != *reaped_at {
+        store.reap_all()?;
+        *reaped_at = store.last_sequence();
+    }
+    if store.log.queued_transactions() > 0 {
+        store.sync()?;
+    }
+    let now = store.clock.elapsed();
+    let waited = now.saturating_sub(*last_checkpoint) >= intervals.checkpoint;
+    if store.checkpoint_due() || (waited && store.last_sequence() != *last_sequence) {
+        store.checkpoint()?;
+        *last_checkpoint = now;
+        *last_sequence = store.last_sequence();
+    }
+    Ok(())
+}

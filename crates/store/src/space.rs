@@ -1,0 +1,197 @@
+//! Room: what is left, what is promised, what is withheld.
+//!
+//! Data is admitted before it is taken in, at its worst case: incompressible and new. The promise is given
+//! back when its row is written. Some slots are withheld from users so that a checkpoint, a deletion and
+//! later the cleaner always find room.
+
+use crate::StoreError;
+use crate::store::Store;
+use crate::tables::Tables;
+use aegisfs_base::limits::BLOCK_BYTES;
+use aegisfs_format::descriptor::Descriptor;
+use aegisfs_format::key::Table;
+use aegisfs_format::slot::SLOT_HEADER_BYTES;
+use aegisfs_base::InodeId;
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes withheld at least.
+const WITHHELD_BYTES_MIN: u64 = 16 << 20;
+/// Slots withheld at least: growth of both databases in all copies, and a segment.
+const WITHHELD_SLOTS_MIN: u64 = 4;
+/// Bytes of directory and frame overhead per this many bytes of data.
+const OVERHEAD_PART: u64 = 64;
+
+/// What is promised.
+#[derive(Debug, Default)]
+pub(crate) struct SpaceBook {
+    promised: Arc<AtomicU64>,
+    /// Orphans that something still has open.
+    pub(crate) held: Mutex<HashSet<InodeId>>,
+    /// One reaper at a time.
+    pub(crate) reaping: Mutex<()>,
+}
+
+/// A promise of room; dropping it gives the room back.
+#[derive(Debug)]
+pub struct Reservation {
+    bytes: u64,
+    book: Arc<AtomicU64>,
+}
+
+impl Reservation {
+    /// Bytes promised, overhead included.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes another promise's bytes into this one.
+    pub fn absorb(&mut self, mut other: Self) {
+        self.bytes += other.bytes;
+        other.bytes = 0;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.book.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// Where the bytes of a store are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceReport {
+    /// Bytes that users can have at the default policy, full or empty.
+    pub total_bytes: u64,
+    /// Of those, bytes still to be had.
+    pub free_bytes: u64,
+    /// Plain bytes of everything referred to, each reference counted.
+    pub logical_bytes: u64,
+    /// Plain bytes of the chunks that hold it.
+    pub unique_bytes: u64,
+    /// Stored bytes of those chunks.
+    pub compressed_bytes: u64,
+    /// Bytes of slots that hold segments, all copies counted.
+    pub data_bytes: u64,
+    /// Bytes of slots that hold metadata databases and the log, and of the header areas.
+    pub metadata_bytes: u64,
+    /// Both together.
+    pub physical_bytes: u64,
+    /// Chunks.
+    pub chunks: u64,
+    /// References to them.
+    pub references: u64,
+}
+
+impl Store {
+    fn shards(&self) -> u64 {
+        let redundancy = self.pool.redundancy();
+        u64::from(redundancy.shards_data + redundancy.shards_parity)
+    }
+
+    /// Bytes of data that a slot's worth of segment takes.
+    fn segment_data_bytes(&self) -> u64 {
+        self.pool.slot_bytes() - SLOT_HEADER_BYTES
+    }
+
+    fn withheld_segments(&self) -> u64 {
+        let slots = self.pool.space().slots;
+        let least = WITHHELD_BYTES_MIN.div_ceil(self.pool.slot_bytes()).clamp(1, WITHHELD_SLOTS_MIN.max(slots / 32));
+        (slots / 100).max(least).max(WITHHELD_SLOTS_MIN.min(slots / 8))
+    }
+
+    /// Bytes that users can still have, promises not yet taken off.
+    fn placeable_bytes(&self) -> u64 {
+        let segments = self.pool.space().segments_placeable.saturating_sub(self.withheld_segments());
+        segments * self.segment_data_bytes() + self.segments.room(&self.pool)
+    }
+
+    /// Promises room for new data.
+    ///
+    /// # Errors
+    /// When there is no room even after what is dead was given back.
+    pub fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
+        self.check_writable()?;
+        let wanted = bytes.next_multiple_of(BLOCK_BYTES as u64) + bytes / OVERHEAD_PART + 512;
+        let mut free = 0;
+        for attempt in 0..3 {
+            let promised = self.space.promised.fetch_add(wanted, Ordering::AcqRel) + wanted;
+            free = self.placeable_bytes();
+            if promised <= free {
+                return Ok(Reservation { bytes: wanted, book: Arc::clone(&self.space.promised) });
+            }
+            self.space.promised.fetch_sub(wanted, Ordering::AcqRel);
+            // What died may only wait for the reaper, or for a checkpoint to say so.
+            let reaped = self.reap_all()?;
+            if attempt > 0 && !reaped && self.pool.space().freeing == 0 {
+                break;
+            }
+            self.checkpoint()?;
+        }
+        let free = free.saturating_sub(self.space.promised.load(Ordering::Acquire));
+        Err(StoreError::NoSpace { wanted, free })
+    }
+
+    /// Refuses a change that adds metadata when only withheld room is left.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn admit_metadata(&self) -> Result<(), StoreError> {
+        let space = self.pool.space();
+        if space.segments_placeable + space.freeing / self.shards() > self.withheld_segments() / 2 {
+            return Ok(());
+        }
+        Err(StoreError::NoSpace { wanted: BLOCK_BYTES as u64, free: 0 })
+    }
+
+    /// Total and free bytes for users; cheap.
+    pub fn capacity(&self) -> (u64, u64) {
+        let space = self.pool.space();
+        let mapped = self.pool.mapped_slots().len() as u64;
+        let total_segments = (space.slots.saturating_sub(mapped) / self.shards())
+            .saturating_sub(self.withheld_segments());
+        let promised = self.space.promised.load(Ordering::Acquire);
+        let total = total_segments * self.segment_data_bytes();
+        (total, self.placeable_bytes().saturating_sub(promised).min(total))
+    }
+
+    /// Where all bytes are. Walks the chunk descriptors.
+    ///
+    /// # Errors
+    /// When the metadata cannot be read.
+    pub fn space_report(&self) -> Result<SpaceReport, StoreError> {
+        let (total_bytes, free_bytes) = self.capacity();
+        let mut report = SpaceReport { total_bytes, free_bytes, ..SpaceReport::default() };
+        let mut bad = None;
+        self.view().scan(Table::Chunks, &[], None, &mut |_, stored| match Descriptor::decode(stored) {
+            Ok(Some(chunk)) => {
+                report.chunks += 1;
+                report.references += u64::from(chunk.references);
+                report.logical_bytes += u64::from(chunk.plain_bytes) * u64::from(chunk.references);
+                report.unique_bytes += u64::from(chunk.plain_bytes);
+                report.compressed_bytes += u64::from(chunk.charged_bytes);
+                ControlFlow::Continue(())
+            }
+            Ok(None) => ControlFlow::Continue(()),
+            Err(error) => {
+                bad = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        if let Some(error) = bad {
+            return Err(error.into());
+        }
+        let space = self.pool.space();
+        let mapped = self.pool.mapped_slots().len() as u64;
+        let devices = self.pool.superblock().devices.len() as u64;
+        let used = space.slots - space.free - mapped;
+        report.data_bytes = used * self.pool.slot_bytes();
+        report.metadata_bytes = mapped * self.pool.slot_bytes()
+            + devices * 2 * aegisfs_format::layout::HEADER_AREA_BYTES;
+        report.physical_bytes = report.data_bytes + report.metadata_bytes;
+        Ok(report)
+    }
+}

@@ -1,0 +1,388 @@
+//! The store: sequencer, and what the other files of this crate hang on.
+
+mod counters;
+mod ids;
+
+use crate::apply::{Effects, apply};
+use crate::dedup::Dedup;
+use crate::log::Log;
+use crate::memtable::Scratch;
+use crate::metadata::{MetaView, Metadata};
+use crate::read::FrameCache;
+use crate::segments::Segments;
+use crate::space::SpaceBook;
+use crate::versions::{self, View};
+use crate::{StoreError, ingest};
+use aegisfs_base::{BranchId, Clock, EpochId, InodeId, SegmentId, Sequence};
+use aegisfs_chunk::Compression;
+use aegisfs_format::log::RowDependency;
+use aegisfs_format::op::{Op, Transaction};
+use aegisfs_pool::{Placement, Pool};
+pub use counters::Counters;
+pub(crate) use ids::{Ids, id_limits};
+use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Taken part of the log, in thousandths, above which a checkpoint is due.
+const LOG_CHECKPOINT_AT: u64 = 300;
+/// Above this, writers are slowed in proportion.
+const LOG_SLOW_AT: u64 = 450;
+/// Above this, writers wait.
+const LOG_WAIT_AT: u64 = 600;
+/// Log bytes above which a checkpoint is due however large the log is.
+const LOG_CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Memory of changes above which a checkpoint is due.
+const MEMTABLE_CHECKPOINT_BYTES: usize = 64 << 20;
+/// Memory of changes above which writers wait for the checkpoint.
+const MEMTABLE_WAIT_BYTES: usize = 128 << 20;
+
+/// How a store runs.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Bytes of decoded chunks kept in memory.
+    pub chunk_cache_bytes: u64,
+    /// Bytes of metadata pages kept in memory.
+    pub metadata_cache_bytes: usize,
+    /// Threads that compress; 0 does it on the calling thread, one after the other.
+    pub workers: usize,
+    /// How new data is compressed; by the superblock when not given.
+    pub compression: Option<Compression>,
+    /// Write nothing.
+    pub read_only: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            chunk_cache_bytes: 96 << 20,
+            metadata_cache_bytes: 96 << 20,
+            workers: std::thread::available_parallelism().map_or(2, usize::from),
+            compression: None,
+            read_only: false,
+        }
+    }
+}
+
+/// A change that passed the sequencer.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    /// Its place in the order of all changes.
+    pub sequence: Sequence,
+    /// What followed from it.
+    pub effects: Effects,
+}
+
+/// The object store on a pool.
+///
+/// Lock order: a segment's or the ingest order's lock, then `sequencer`, then the metadata's layers, the
+/// log's state, the pool's slots. `checkpointing` comes before `sequencer` and is held across I/O.
+pub struct Store {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) metadata: Metadata,
+    pub(crate) dedup: Dedup,
+    pub(crate) log: Log,
+    pub(crate) segments: Segments,
+    pub(crate) ids: Ids,
+    pub(crate) cache: FrameCache,
+    pub(crate) space: SpaceBook,
+    pub(crate) ingest: ingest::Ingest,
+    pub(crate) counters: Counters,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) databases: Vec<Arc<aegisfs_pool::Database>>,
+    sequencer: Mutex<Sequencer>,
+    pub(crate) checkpointing: Mutex<()>,
+    poison: OnceLock<String>,
+    read_only: AtomicBool,
+    /// Whether a thread of its own makes checkpoints; without one, writers make them.
+    pub(crate) served: AtomicBool,
+    pub(crate) wakeup: (Mutex<u64>, Condvar),
+}
+
+struct Sequencer {
+    last: Sequence,
+    /// Slots whose segments died since the last checkpoint began.
+    freed: Vec<Placement>,
+}
+
+/// What recovery hands over.
+pub(crate) struct Parts {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) metadata: Metadata,
+    pub(crate) dedup: Dedup,
+    pub(crate) log: Log,
+    pub(crate) ids: Ids,
+    pub(crate) last: Sequence,
+    pub(crate) freed: Vec<Placement>,
+    pub(crate) databases: Vec<Arc<aegisfs_pool::Database>>,
+}
+
+impl Store {
+    pub(crate) fn assemble(parts: Parts, options: &StoreOptions, clock: Arc<dyn Clock>) -> Self {
+        let compression = options.compression.unwrap_or_else(|| {
+            let (codec, level) = parts.pool.superblock().compression;
+            match codec {
+                1 => Compression::Lz4,
+                2 => Compression::Zstd(i32::from(level)),
+                _ => Compression::None,
+            }
+        });
+        Self {
+            metadata: parts.metadata,
+            dedup: parts.dedup,
+            log: parts.log,
+            segments: Segments::default(),
+            ids: parts.ids,
+            cache: FrameCache::new(options.chunk_cache_bytes),
+            space: SpaceBook::default(),
+            ingest: ingest::Ingest::new(compression, options.workers),
+            counters: Counters::default(),
+            clock,
+            databases: parts.databases,
+            sequencer: Mutex::new(Sequencer { last: parts.last, freed: parts.freed }),
+            checkpointing: Mutex::new(()),
+            poison: OnceLock::new(),
+            read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
+            pool: parts.pool,
+            served: AtomicBool::new(false),
+            wakeup: (Mutex::new(0), Condvar::new()),
+        }
+    }
+
+    /// The pool below.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The source of time.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The metadata as it now is.
+    pub fn view(&self) -> MetaView<'_> {
+        self.metadata.view()
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Hits and misses of the chunk cache.
+    pub fn cache_counts(&self) -> (u64, u64) {
+        self.cache.counts()
+    }
+
+    /// Flushes of the intent log, the transactions they made durable, and the bytes written to it.
+    pub fn log_counts(&self) -> (u64, u64, u64) {
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.log.flushes), load(&self.log.flushed_transactions), load(&self.log.written_bytes))
+    }
+
+    /// Why nothing can be written, if so.
+    pub fn read_only_reason(&self) -> Option<String> {
+        if let Some(reason) = self.poison.get() {
+            return Some(reason.clone());
+        }
+        self.read_only.load(Ordering::Acquire).then(|| "opened for reading only".to_owned())
+    }
+
+    /// What the head of a branch sees.
+    ///
+    /// # Errors
+    /// When the branch cannot be read.
+    pub fn head_view(&self, branch: BranchId) -> Result<View, StoreError> {
+        let view = self.view();
+        let head = versions::read_branch(&view, branch)?.head;
+        View::of_branch(&view, branch, head)
+    }
+
+    /// A new inode number; never given out before.
+    ///
+    /// # Errors
+    /// When the reservation of further numbers cannot be logged.
+    pub fn new_inode_id(&self) -> Result<InodeId, StoreError> {
+        self.ids.inodes.take(self).map(InodeId)
+    }
+
+    /// The sequence of the last change.
+    pub fn last_sequence(&self) -> Sequence {
+        self.sequencer.lock().last
+    }
+
+    /// The highest sequence known to be on stable storage.
+    pub fn durable_sequence(&self) -> Sequence {
+        self.log.durable()
+    }
+
+    /// Passes a change through the sequencer: applies it and queues it for the log.
+    ///
+    /// It is durable after [`Store::sync`]. `rows` are those that its chunks lie in.
+    ///
+    /// # Errors
+    /// When nothing may be written, or the change does not fit the metadata; nothing has happened then.
+    pub fn commit(
+        &self,
+        branch: BranchId,
+        ops: Vec<Op>,
+        rows: Vec<RowDependency>,
+    ) -> Result<Committed, StoreError> {
+        self.check_writable()?;
+        self.wait_for_log_room()?;
+        let mut sequencer = self.sequencer.lock();
+        let sequence = sequencer.last.next();
+        let view = self.metadata.view();
+        let epoch = self.head_epoch(branch)?;
+        let transaction = Transaction { sequence, branch, epoch, ops };
+        let mut scratch = Scratch::new(&view);
+        let effects = apply(&mut scratch, &transaction)?;
+        let mut body = Vec::with_capacity(512);
+        transaction.encode(&mut body);
+        let room = rows.len() * size_of::<RowDependency>();
+        if body.len() + room > self.log.body_bytes_max() {
+            return Err(StoreError::TooLarge { bytes: body.len() + room, max: self.log.body_bytes_max() });
+        }
+        sequencer.last = sequence;
+        let changes = scratch.changes;
+        self.metadata.absorb(changes);
+        self.log.append(sequence, body, rows);
+        self.note_effects(&effects, &mut sequencer.freed);
+        drop(sequencer);
+        self.counters.committed();
+        Ok(Committed { sequence, effects })
+    }
+
+    fn head_epoch(&self, branch: BranchId) -> Result<EpochId, StoreError> {
+        Ok(versions::read_branch(&self.metadata.view(), branch)?.head)
+    }
+
+    /// Keeps derived state in step with a transaction.
+    fn note_effects(&self, effects: &Effects, freed: &mut Vec<Placement>) {
+        for (chunk, hash) in &effects.born {
+            self.dedup.insert(*hash, *chunk);
+        }
+        for (chunk, hash) in &effects.died {
+            self.dedup.remove(*hash, *chunk);
+        }
+        for (_, segment) in &effects.freed {
+            self.pool.begin_release(&segment.placements);
+            freed.extend_from_slice(&segment.placements);
+        }
+    }
+
+    /// Metadata pages healed from another copy since the store was opened.
+    pub fn pages_healed(&self) -> u64 {
+        self.databases.iter().map(|database| database.healed()).sum()
+    }
+
+    /// Makes everything up to a sequence durable.
+    ///
+    /// # Errors
+    /// When the log cannot be written or flushed; the store then takes no more writes.
+    pub fn sync_to(&self, sequence: Sequence) -> Result<(), StoreError> {
+        self.check_poison()?;
+        self.log.sync_to(sequence).inspect_err(|error| self.poison(&error.to_string()))
+    }
+
+    /// Makes everything acknowledged so far durable.
+    ///
+    /// # Errors
+    /// As [`Store::sync_to`].
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.sync_to(self.last_sequence())
+    }
+
+    /// Stops all writing until the store is opened anew.
+    pub(crate) fn poison(&self, reason: &str) {
+        if self.poison.set(reason.to_owned()).is_ok() {
+            tracing::error!(reason, "no more writes are taken until the filesystem is mounted again");
+        }
+        self.wakeup.1.notify_all();
+    }
+
+    pub(crate) fn check_poison(&self) -> Result<(), StoreError> {
+        match self.poison.get() {
+            Some(reason) => Err(StoreError::Poisoned { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses when nothing may be written.
+    ///
+    /// # Errors
+    /// Why.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        self.check_poison()?;
+        if self.read_only.load(Ordering::Acquire) {
+            return Err(StoreError::ReadOnly { reason: "it was opened so".into() });
+        }
+        Ok(())
+    }
+
+    /// Whether a checkpoint is due by what has piled up.
+    pub(crate) fn checkpoint_due(&self) -> bool {
+        self.log.fullness() > LOG_CHECKPOINT_AT
+            || self.log.used_bytes() > LOG_CHECKPOINT_BYTES
+            || self.metadata.active_bytes() > MEMTABLE_CHECKPOINT_BYTES
+    }
+
+    /// Starts a checkpoint when one is due, slows writers as the log fills, and holds them before it is full.
+    fn wait_for_log_room(&self) -> Result<(), StoreError> {
+        if !self.checkpoint_due() {
+            return Ok(());
+        }
+        if !self.served.load(Ordering::Acquire) {
+            return self.checkpoint();
+        }
+        self.wake_service();
+        let full = |fullness: u64| {
+            fullness > LOG_WAIT_AT || self.metadata.active_bytes() > MEMTABLE_WAIT_BYTES
+        };
+        let fullness = self.log.fullness();
+        if fullness > LOG_SLOW_AT && !full(fullness) {
+            std::thread::sleep(Duration::from_micros((fullness - LOG_SLOW_AT) * 10));
+        }
+        while full(self.log.fullness()) {
+            self.check_poison()?;
+            if !self.served.load(Ordering::Acquire) {
+                return self.checkpoint();
+            }
+            self.wake_service();
+            let mut turn = self.wakeup.0.lock();
+            self.wakeup.1.wait_for(&mut turn, Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Lets the service thread look around.
+    pub(crate) fn wake_service(&self) {
+        *self.wakeup.0.lock() += 1;
+        self.wakeup.1.notify_all();
+    }
+
+    /// Runs `work` while no change can pass the sequencer, and takes the slots freed so far.
+    pub(crate) fn with_sequencer<T>(&self, work: impl FnOnce(Sequence, Vec<Placement>) -> T) -> T {
+        let mut sequencer = self.sequencer.lock();
+        let freed = std::mem::take(&mut sequencer.freed);
+        work(sequencer.last, freed)
+    }
+
+    /// Sets the last sequence at the end of recovery.
+    pub(crate) fn set_last(&self, last: Sequence) {
+        self.sequencer.lock().last = last;
+    }
+
+    /// Which segment holds how many live bytes; for tests and reports.
+    ///
+    /// # Errors
+    /// When the metadata cannot be read.
+    pub fn segment_account(&self, segment: SegmentId) -> Result<Option<(u64, u64)>, StoreError> {
+        use crate::tables::Tables;
+        let key = aegisfs_format::key::segment(segment);
+        let stored = self.view().get(aegisfs_format::key::Table::Segments, &key)?;
+        let segment = stored.map(|s| aegisfs_format::value::Segment::decode(&s)).transpose()?;
+        Ok(segment.map(|s| (s.live_bytes, s.written_bytes)))
+    }
+}

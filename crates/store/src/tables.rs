@@ -1,0 +1,47 @@
+//! What the apply function sees: ordered tables, wherever they are.
+//!
+//! Keys are as in the memtable: chunk descriptors stand one by one.
+
+use crate::StoreError;
+use aegisfs_format::key::Table;
+use std::ops::ControlFlow;
+
+/// Sees one entry after the other and says whether to go on.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
+/// Tables to read from.
+pub trait Tables {
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// When the storage below fails.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Visits the entries from `start` to before `end` in ascending order of their keys.
+    ///
+    /// # Errors
+    /// When the storage below fails.
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: Visit<'_>,
+    ) -> Result<(), StoreError>;
+
+    /// Visits the entries whose keys begin with a prefix, in ascending order.
+    ///
+    /// # Errors
+    /// When the storage below fails.
+    fn scan_prefix(&self, table: Table, prefix: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
+        self.scan(table, prefix, aegisfs_format::key::prefix_end(prefix).as_deref(), visit)
+    }
+}
+
+/// Tables to write to as well.
+pub trait TablesMut: Tables {
+    /// Sets the value of a key.
+    fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>);
+    /// Removes a key.
+    fn delete(&mut self, table: Table, key: &[u8]);
+}

@@ -1,0 +1,174 @@
+//! A store from format to remount, on devices in memory.
+
+use aegisfs_base::{BranchId, InodeId, ManualClock, Rng, SeededRng, Sequence};
+use aegisfs_device::{Device, MemoryDevice};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::value::Inode;
+use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
+use aegisfs_store::{Piece, Store, StoreError, StoreOptions, create, open, versions};
+use std::sync::Arc;
+
+const HEAD: BranchId = BranchId(0);
+
+fn options() -> StoreOptions {
+    StoreOptions { chunk_cache_bytes: 4 << 20, metadata_cache_bytes: 1 << 20, workers: 0, ..StoreOptions::default() }
+}
+
+fn format(bytes: u64, rng: &dyn Rng) -> Arc<MemoryDevice> {
+    let device = Arc::new(MemoryDevice::new("disk", bytes));
+    let create_options = CreateOptions { compression: (2, 1), ..CreateOptions::default() };
+    let devices: Vec<Arc<dyn Device>> = vec![device.clone()];
+    let pool = Pool::create(devices, &create_options, &ManualClock::default(), rng).unwrap();
+    create(&pool, &[]).unwrap();
+    device
+}
+
+fn mount(device: &Arc<MemoryDevice>, rng: &dyn Rng) -> Store {
+    let devices: Vec<Arc<dyn Device>> = vec![device.clone()];
+    let (pool, _) = Pool::open(devices, OpenOptions::default()).unwrap();
+    let (store, recovered) = open(pool, &options(), Arc::new(ManualClock::default()), rng).unwrap();
+    assert_eq!(recovered.read_only, None);
+    store
+}
+
+/// Stores a whole file's content in one change.
+fn write(store: &Store, inode: InodeId, data: &[u8]) -> Result<Sequence, StoreError> {
+    let pieces = [Piece { file: 0, offset: 0, data }];
+    let mut ingested = store.ingest(1, &pieces, true)?;
+    let references = std::mem::take(&mut ingested.references[0]);
+    let value = Inode { size: data.len() as u64, ..Inode::default() }.encode();
+    let ops = vec![
+        Op::PutVersion { table: Table::Inode, stem: key::inode(inode).to_vec(), value },
+        Op::Replace { inode, from: 0, to: u64::MAX, pending_up_to: Sequence(u64::MAX), references },
+    ];
+    Ok(store.commit_ingested(HEAD, ingested, ops)?.sequence)
+}
+
+fn read(store: &Store, inode: InodeId) -> Vec<u8> {
+    let view = store.head_view(HEAD).unwrap();
+    let stored = versions::visible(&store.view(), Table::Inode, &key::inode(inode), &view).unwrap().unwrap();
+    let mut data = vec![0; Inode::decode(&stored).unwrap().size as usize];
+    let prefix = key::inode(inode);
+    let end = key::prefix_end(&prefix);
+    let mut runs = Vec::new();
+    versions::scan_visible(&store.view(), Table::Extents, &prefix, end.as_deref(), &view, &mut |stem, value| {
+        let start = key::extents_window(stem).unwrap() * aegisfs_base::limits::WINDOW_BYTES;
+        let window = aegisfs_format::extent::decode_window(value).unwrap();
+        runs.extend(window.into_iter().map(|r| (start + u64::from(r.offset), r)));
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap();
+    let chunks: Vec<_> = runs.iter().map(|(_, r)| r.chunk).collect();
+    store.prefetch(&chunks).unwrap();
+    for (offset, reference) in runs {
+        let out = &mut data[offset as usize..][..reference.length as usize];
+        store.read_chunk(reference.chunk, reference.offset_in_chunk, out).unwrap();
+    }
+    data
+}
+
+fn noise(rng: &dyn Rng, bytes: usize) -> Vec<u8> {
+    let mut data = vec![0; bytes];
+    rng.fill(&mut data);
+    data
+}
+
+fn assert_sound(store: &Store) {
+    let report = store.check(true).unwrap();
+    assert_eq!(report.problems, []);
+}
+
+#[test]
+fn what_was_synced_is_there_after_a_crash_and_after_a_clean_end() {
+    let rng = SeededRng::new(1);
+    let device = format(256 << 20, &rng);
+    let big = noise(&rng, 5 << 20);
+    let text = b"all work and no play ".repeat(30_000);
+    {
+        let store = mount(&device, &rng);
+        write(&store, InodeId(10), &big).unwrap();
+        let sequence = write(&store, InodeId(11), &text).unwrap();
+        store.sync_to(sequence).unwrap();
+        assert_eq!(read(&store, InodeId(10)), big);
+        // No clean end: the next opening replays the log.
+    }
+    {
+        let store = mount(&device, &rng);
+        assert_eq!(read(&store, InodeId(10)), big);
+        assert_eq!(read(&store, InodeId(11)), text);
+        assert_sound(&store);
+        store.close().unwrap();
+    }
+    let store = mount(&device, &rng);
+    assert_eq!(read(&store, InodeId(11)), text);
+    assert_sound(&store);
+}
+
+#[test]
+fn equal_content_is_stored_once_and_freed_with_its_last_reference() {
+    let rng = SeededRng::new(2);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let data = noise(&rng, 3 << 20);
+    write(&store, InodeId(10), &data).unwrap();
+    let once = store.space_report().unwrap();
+    write(&store, InodeId(11), &data).unwrap();
+    let mut shifted = vec![7];
+    shifted.extend_from_slice(&data);
+    write(&store, InodeId(12), &shifted).unwrap();
+    let thrice = store.space_report().unwrap();
+    assert!(thrice.unique_bytes < once.unique_bytes + once.unique_bytes / 10, "{thrice:?}");
+    assert!(thrice.logical_bytes > 9 << 20);
+    for inode in [10, 11, 12] {
+        write(&store, InodeId(inode), b"").unwrap();
+    }
+    let none = store.space_report().unwrap();
+    assert_eq!((none.chunks, none.logical_bytes, none.compressed_bytes), (0, 0, 0));
+    store.seal_all_and_checkpoint();
+    assert_sound(&store);
+    assert_eq!(store.space_report().unwrap().data_bytes, 0);
+}
+
+#[test]
+fn filled_to_the_brim_and_emptied_again() {
+    let rng = SeededRng::new(3);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let mut stored = 0u64;
+    let mut inode = 10;
+    loop {
+        let data = noise(&rng, 2 << 20);
+        match store.reserve(data.len() as u64) {
+            Ok(_room) => {
+                write(&store, InodeId(inode), &data).unwrap();
+                stored += data.len() as u64;
+                inode += 1;
+            }
+            Err(StoreError::NoSpace { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(stored >= 150 << 20, "only {} MiB fit", stored >> 20);
+    assert_sound(&store);
+    for gone in 10..inode {
+        write(&store, InodeId(gone), b"").unwrap();
+    }
+    store.seal_all_and_checkpoint();
+    assert_eq!(store.space_report().unwrap().data_bytes, 0);
+    let room = store.reserve(150 << 20).unwrap();
+    drop(room);
+    assert_sound(&store);
+}
+
+trait Settle {
+    fn seal_all_and_checkpoint(&self);
+}
+
+impl Settle for Store {
+    /// A clean end and nothing more, so that every dead segment is given back.
+    fn seal_all_and_checkpoint(&self) {
+        self.close().unwrap();
+        self.checkpoint().unwrap();
+    }
+}
