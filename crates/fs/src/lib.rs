@@ -1,1 +1,33 @@
-//! Under construction.
+//! POSIX without FUSE: inodes, names, extents, attributes, one file per verb in [`ops`].
+//!
+//! An [`Fs`] is one mounted head on a store. Its callers are the FUSE face, the simulator and the model
+//! test alike. Permission checks are the caller's (the kernel's, with `default_permissions`).
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod error;
+mod errno;
+mod flush;
+mod fs;
+mod handle;
+mod name;
+mod node;
+pub mod ops;
+mod overlay;
+mod table;
+
+pub use check::{TreeProblem, TreeReport};
+pub use error::FsError;
+pub use errno::Errno;
+pub use flush::Flusher;
+pub use fs::{Attributes, Caller, Fs, FsOptions, ROOT};
+pub use handle::HandleId;
+pub use ops::copy::CopyEnd;
+pub use ops::lseek::Whence;
+pub use ops::make::{Kind, MakeOptions};
+pub use ops::readdir::DirectoryEntry;
+pub use ops::rename::RenameFlags;
+pub use ops::setattr::{Changes, TimeChange};
+pub use ops::statfs::Statistics;
+pub use ops::xattr::XattrMode;

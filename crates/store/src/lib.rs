@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod branches;
 mod check;
 mod checkpoint;
 mod create;

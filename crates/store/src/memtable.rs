@@ -53,10 +53,6 @@ impl Memtable {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.tables.iter().all(BTreeMap::is_empty)
-    }
-
     /// Memory that the changes take, about.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -268,6 +264,5 @@ mod tests {
         let mut other = Memtable::default();
         other.absorb(table);
         assert_eq!(other.bytes(), full - 100);
-        assert!(!other.is_empty());
     }
 }

@@ -21,9 +21,21 @@ const REAP_XATTRS_MAX: usize = 64;
 /// Orphans looked at in one go.
 const REAP_BATCH: usize = 64;
 
+/// First byte of the entry of an inode that is gone.
+const GONE: u8 = 0;
+/// First byte of the entry of a file that was truncated; the new length follows.
+const TRUNCATED: u8 = 1;
+
 /// The orphan entry of an inode that is gone.
 pub fn orphan_inode_value() -> Vec<u8> {
-    value::wrap(&[0])
+    value::wrap(&[GONE])
+}
+
+/// The orphan entry of a file that is being truncated in steps.
+pub fn truncated_value(size: u64) -> Vec<u8> {
+    let mut entry = vec![TRUNCATED];
+    entry.extend_from_slice(&size.to_le_bytes());
+    value::wrap(&entry)
 }
 
 impl Store {
@@ -58,6 +70,29 @@ impl Store {
         }
     }
 
+    /// Finishes truncations that a crash interrupted. Only while nobody else uses the store: at mount.
+    ///
+    /// # Errors
+    /// When the metadata fails or nothing may be written.
+    pub fn finish_truncations(&self) -> Result<(), StoreError> {
+        let mut after = Vec::new();
+        loop {
+            let batch = self.orphans_after(&after)?;
+            let Some(last) = batch.last() else { return Ok(()) };
+            after = key::inode(InodeId(last.0 + 1)).to_vec();
+            let view = self.head_view(BranchId(0))?;
+            for inode in batch {
+                let entry = versions::visible(&self.view(), Table::Orphans, &key::inode(inode), &view)?;
+                if let Some(entry) = entry
+                    && let [TRUNCATED, size @ ..] = value::unwrap(&entry)?
+                {
+                    let size = size.try_into().map_or(u64::MAX, u64::from_le_bytes);
+                    self.finish_truncation(inode, size, false)?;
+                }
+            }
+        }
+    }
+
     fn orphans_after(&self, start: &[u8]) -> Result<Vec<InodeId>, StoreError> {
         let view = self.head_view(BranchId(0))?;
         let mut found = Vec::new();
@@ -73,7 +108,9 @@ impl Store {
         let _one = self.space.reaping.lock();
         let view = self.head_view(BranchId(0))?;
         let stem = key::inode(inode).to_vec();
-        if versions::visible(&self.view(), Table::Orphans, &stem, &view)?.is_none() {
+        let Some(entry) = versions::visible(&self.view(), Table::Orphans, &stem, &view)? else { return Ok(()) };
+        // A truncation under way finishes itself; one that a crash interrupted was finished at mount.
+        if value::unwrap(&entry)?.first() == Some(&TRUNCATED) {
             return Ok(());
         }
         self.release_range(inode, 0, u64::MAX)?;
@@ -101,19 +138,23 @@ impl Store {
         Ok(stems)
     }
 
-    /// Makes a range of a file a hole, a few windows per change.
+    /// Makes a range of a file a hole, a few windows per change; returns by how much the covered bytes changed.
     ///
     /// # Errors
     /// When the metadata fails or nothing may be written.
-    pub fn release_range(&self, inode: InodeId, from: u64, to: u64) -> Result<(), StoreError> {
+    pub fn release_range(&self, inode: InodeId, from: u64, to: u64) -> Result<i64, StoreError> {
         let mut from = from;
-        while let Some(step) = self.first_windows(inode, from, to)? {
-            self.commit(BranchId(0), vec![hole(inode, from, step)], Vec::new())?;
+        let mut released = 0;
+        loop {
+            // The last step takes pending bytes too, which may stand where no window does.
+            let step = self.clear_step(inode, from, to)?;
+            let committed = self.commit(BranchId(0), vec![hole(inode, from, step)], Vec::new())?;
+            released += committed.effects.allocated.values().sum::<i64>();
+            if step == to {
+                return Ok(released);
+            }
             from = step;
         }
-        // The rest, and pending bytes, which may stand where no window does.
-        self.commit(BranchId(0), vec![hole(inode, from, to)], Vec::new())?;
-        Ok(())
     }
 
     /// Where the first few windows of a range end; `None` when few enough are left for one change.
@@ -134,6 +175,28 @@ impl Store {
             ControlFlow::Break(())
         })?;
         Ok(next.map(|window| window * WINDOW_BYTES))
+    }
+
+    /// How far a range can be cleared in one change.
+    ///
+    /// # Errors
+    /// When the metadata cannot be read.
+    pub fn clear_step(&self, inode: InodeId, from: u64, to: u64) -> Result<u64, StoreError> {
+        Ok(self.first_windows(inode, from, to)?.unwrap_or(to))
+    }
+
+    /// Gives back what a truncation left behind the new end; returns by how much the covered bytes changed.
+    /// An orphan's entry stays, since the orphan still has to go as a whole.
+    ///
+    /// # Errors
+    /// When the metadata fails or nothing may be written.
+    pub fn finish_truncation(&self, inode: InodeId, from: u64, orphan: bool) -> Result<i64, StoreError> {
+        let released = self.release_range(inode, from, u64::MAX)?;
+        if !orphan {
+            let stem = key::inode(inode).to_vec();
+            self.commit(BranchId(0), vec![Op::RemoveVersion { table: Table::Orphans, stem }], Vec::new())?;
+        }
+        Ok(released)
     }
 
     /// Whether clearing a range is small enough for a single change.

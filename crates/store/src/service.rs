@@ -62,7 +62,7 @@ impl Drop for Service {
 fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
     let mut last_checkpoint = store.clock.elapsed();
     let mut last_sequence = store.last_sequence();
-    let mut reaped_at = store.last_sequence();
+    let mut reaped_at = None;
     while !stop.load(Ordering::Acquire) {
         let idle = store.log.queued_transactions() == 0;
         // With nothing queued only the checkpoint is still to come; then nothing at all.
@@ -88,11 +88,11 @@ fn step(
     intervals: Intervals,
     last_checkpoint: &mut Duration,
     last_sequence: &mut aegisfs_base::Sequence,
-    reaped_at: &mut aegisfs_base::Sequence,
+    reaped_at: &mut Option<aegisfs_base::Sequence>,
 ) -> Result<(), crate::StoreError> {
-    if store.last_sequence() != *reaped_at {
+    if *reaped_at != Some(store.last_sequence()) {
         store.reap_all()?;
-        *reaped_at = store.last_sequence();
+        *reaped_at = Some(store.last_sequence());
     }
     if store.log.queued_transactions() > 0 {
         store.sync()?;

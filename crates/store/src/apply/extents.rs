@@ -12,8 +12,8 @@ use aegisfs_base::limits::WINDOW_BYTES;
 use aegisfs_format::extent::{ExtentRef, decode_window, encode_window};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::NewRef;
-use aegisfs_format::value::Inode;
-use std::ops::ControlFlow;
+use aegisfs_format::value::{Inode, is_tombstone};
+use std::ops::{ControlFlow, Range};
 
 impl Work<'_> {
     pub(super) fn replace(
@@ -95,85 +95,90 @@ impl Work<'_> {
         &mut self,
         inode: InodeId,
         window: u64,
-        range: std::ops::Range<u32>,
+        range: Range<u32>,
         born: Vec<ExtentRef>,
     ) -> Result<i64, StoreError> {
         let stem = key::extents(inode, window);
-        let old = match versions::visible(self.tables, Table::Extents, &stem, &self.head.view)? {
-            Some(stored) => decode_window(&stored)?,
-            None => Vec::new(),
+        let newest = versions::newest_version(self.tables, Table::Extents, &stem, &self.head.view)?;
+        let before = newest.as_ref().map(|(epoch, stored)| (*epoch, is_tombstone(stored)));
+        let old = match newest {
+            Some((_, stored)) if !is_tombstone(&stored) => decode_window(&stored)?,
+            _ => Vec::new(),
         };
-        let length = |references: &[ExtentRef]| references.iter().map(|r| i64::from(r.length)).sum::<i64>();
-        let before = length(&old);
-        let mut kept = Vec::with_capacity(old.len() + born.len() + 2);
-        // Births are counted before deaths, so that a chunk referred to on both sides never dies between.
-        for reference in &born {
-            self.count(reference.chunk, true)?;
+        let untouched =
+            |reference: &ExtentRef| reference.end() <= range.start || range.end <= reference.offset;
+        if born.is_empty() && old.iter().all(untouched) {
+            return Ok(0);
         }
-        let mut dead = Vec::new();
+        let length = |references: &[ExtentRef]| references.iter().map(|r| i64::from(r.length)).sum::<i64>();
+        let length_before = length(&old);
+        // Births are counted before deaths, so that none of them finds its chunk stale.
+        for reference in &born {
+            self.references.add(self.tables, reference.chunk)?;
+        }
+        let mut kept = born;
+        kept.reserve(old.len() + 1);
         for reference in old {
-            if reference.end() <= range.start || range.end <= reference.offset {
+            if untouched(&reference) {
                 kept.push(reference);
                 continue;
             }
-            for piece in self.left_over(&reference, &range) {
-                self.count(piece.chunk, true)?;
+            for piece in self.left_over(&reference, &range).into_iter().flatten() {
+                self.references.add(self.tables, piece.chunk)?;
                 kept.push(piece);
             }
-            dead.push(reference);
+            self.bury(&reference, &stem)?;
         }
-        for reference in &dead {
-            self.bury(reference, &stem)?;
-        }
-        kept.extend(born);
         kept.sort_unstable();
         if kept.is_empty() {
-            versions::remove_version(self.tables, &self.head, Table::Extents, &stem)?;
+            versions::remove_over(self.tables, &self.head, Table::Extents, &stem, before)?;
         } else {
-            versions::put_version(self.tables, &self.head, Table::Extents, &stem, encode_window(&kept))?;
+            let window = encode_window(&kept);
+            versions::put_over(self.tables, &self.head, Table::Extents, &stem, before, window);
         }
-        Ok(length(&kept) - before)
+        Ok(length(&kept) - length_before)
     }
 
     /// What stays of a reference on both sides of a range that cuts it.
-    fn left_over(&self, reference: &ExtentRef, range: &std::ops::Range<u32>) -> Vec<ExtentRef> {
-        let mut pieces = Vec::new();
+    fn left_over(&self, reference: &ExtentRef, range: &Range<u32>) -> [Option<ExtentRef>; 2] {
         let birth = self.head.epoch;
-        if reference.offset < range.start {
-            pieces.push(ExtentRef { length: range.start - reference.offset, birth, ..*reference });
-        }
-        if range.end < reference.end() {
+        let head = (reference.offset < range.start).then(|| ExtentRef {
+            length: range.start - reference.offset,
+            birth,
+            ..*reference
+        });
+        let tail = (range.end < reference.end()).then(|| {
             let cut = range.end - reference.offset;
-            pieces.push(ExtentRef {
+            ExtentRef {
                 offset: range.end,
                 length: reference.length - cut,
                 offset_in_chunk: reference.offset_in_chunk + cut,
                 birth,
                 ..*reference
-            });
-        }
-        pieces
+            }
+        });
+        [head, tail]
     }
 
     /// Settles a reference's death.
     fn bury(&mut self, reference: &ExtentRef, stem: &[u8]) -> Result<(), StoreError> {
         if self.head.is_pinned(reference.birth) {
-            let mut what = stem.to_vec();
-            what.extend_from_slice(&reference.encode());
-            versions::note_reference(self.tables, &self.head, reference.birth, &what);
+            versions::note_reference(self.tables, &self.head, stem, reference);
             Ok(())
         } else {
-            self.count(reference.chunk, false)
+            self.references.drop_one(self.tables, reference.chunk)
         }
     }
 
     /// Keeps the inode's account of covered bytes; an inode already gone needs none.
     fn change_allocated(&mut self, inode: InodeId, by: i64) -> Result<(), StoreError> {
         let stem = key::inode(inode);
-        if let Some(stored) = versions::visible(self.tables, Table::Inode, &stem, &self.head.view)? {
+        let newest = versions::newest_version(self.tables, Table::Inode, &stem, &self.head.view)?;
+        if let Some((epoch, stored)) = newest.filter(|(_, stored)| !is_tombstone(stored)) {
             let mut value = Inode::decode(&stored)?;
             value.allocated = value.allocated.saturating_add_signed(by);
-            versions::put_version(self.tables, &self.head, Table::Inode, &stem, value.encode())?;
+            let before = Some((epoch, false));
+            versions::put_over(self.tables, &self.head, Table::Inode, &stem, before, value.encode());
         }
         *self.effects.allocated.entry(inode).or_default() += by;
         Ok(())

@@ -1,0 +1,297 @@
+//! From a file's bytes in memory to the store, and what makes them durable.
+
+mod threads;
+
+use crate::FsError;
+use crate::fs::{Fs, HEAD, note_commit};
+use crate::node::{Node, NodeState};
+use crate::overlay::Overlay;
+use aegisfs_base::limits::{INLINE_BYTES_MAX, LOG_PAYLOAD_BYTES_MAX};
+use aegisfs_base::{InodeId, Sequence};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::value;
+use aegisfs_format::value::Inode;
+use aegisfs_store::{Committed, Ingested, Piece, StoreError};
+use parking_lot::MutexGuard;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+pub use threads::Flusher;
+
+/// Most files in one change; bounds the log record.
+const BATCH_FILES_MAX: usize = 256;
+/// Most references in one change, for the same reason.
+const BATCH_STRETCHES_MAX: usize = 1500;
+/// A single file is taken along into a batch up to this size.
+const BATCH_BYTES_MAX: u64 = 4 << 20;
+
+/// A file whose bytes are leaving; its `flushing` lock is held.
+struct Leaving<'n> {
+    node: &'n Node,
+    bytes: Arc<Overlay>,
+    size: u64,
+    /// Whether the file is so small that its content goes beside its inode: all of it is here.
+    inline: bool,
+    /// The last change that put bytes of this file into the log before they left.
+    pending: Sequence,
+    _flushing: MutexGuard<'n, ()>,
+}
+
+impl Fs {
+    /// Moves everything of a file into rows, or beside its inode if it is tiny; not durable yet.
+    pub(crate) fn flush_node(&self, node: &Node) -> Result<(), FsError> {
+        let flushing = node.flushing.lock();
+        self.flush_locked(node, flushing)
+    }
+
+    pub(crate) fn flush_locked(&self, node: &Node, flushing: MutexGuard<'_, ()>) -> Result<(), FsError> {
+        match self.take_leaving(node, flushing) {
+            Some(leaving) => self.store_leaving(vec![leaving]),
+            None => self.commit_attributes(node),
+        }
+    }
+
+    /// Stores attributes that only memory has.
+    fn commit_attributes(&self, node: &Node) -> Result<(), FsError> {
+        let mut state = node.state.write();
+        if !state.attributes_dirty || state.dead {
+            return Ok(());
+        }
+        let committed = self.commit(vec![Self::put_inode(node.id, &state)])?;
+        note_commit(node.id, &mut state, &committed);
+        Ok(())
+    }
+
+    fn take_leaving<'n>(&self, node: &'n Node, flushing: MutexGuard<'n, ()>) -> Option<Leaving<'n>> {
+        let mut state = node.state.write();
+        if !state.overlay.needs_flush() || state.dead {
+            return None;
+        }
+        let bytes = Arc::new(std::mem::take(&mut state.overlay));
+        state.leaving = Arc::clone(&bytes);
+        let size = state.inode.size;
+        let whole = bytes.ranges().gaps(0, size).is_empty();
+        Some(Leaving {
+            node,
+            bytes,
+            size,
+            inline: size <= INLINE_BYTES_MAX as u64 && whole && state.inode.allocated == 0,
+            pending: state.last_pending,
+            _flushing: flushing,
+        })
+    }
+
+    /// Stores the bytes of several files in one change.
+    fn store_leaving(&self, files: Vec<Leaving<'_>>) -> Result<(), FsError> {
+        let mut outcome = self.try_store(&files, true);
+        if matches!(outcome, Err(FsError::Store(StoreError::StaleChunk { .. }))) {
+            outcome = self.try_store(&files, false);
+        }
+        if outcome.is_err() {
+            for file in &files {
+                let mut state = file.node.state.write();
+                let older = std::mem::take(&mut state.leaving);
+                state.overlay.put_under((*older).clone());
+            }
+        }
+        drop(files);
+        self.drained.1.notify_all();
+        outcome
+    }
+
+    fn try_store(&self, files: &[Leaving<'_>], trusting: bool) -> Result<(), FsError> {
+        let stretches: Vec<_> = files.iter().map(|file| file.bytes.stretches()).collect();
+        let mut pieces = Vec::new();
+        for (number, (file, stretches)) in files.iter().zip(&stretches).enumerate() {
+            if file.inline {
+                continue;
+            }
+            for (offset, data) in stretches {
+                pieces.push(Piece { file: number, offset: *offset, data });
+            }
+        }
+        let mut ingested = self.store.ingest(files.len(), &pieces, trusting)?;
+        // The locks are taken in ascending order, as everywhere.
+        let mut states: Vec<_> = files.iter().map(|file| file.node.state.write()).collect();
+        let mut ops = Vec::new();
+        for (number, file) in files.iter().enumerate() {
+            if states[number].dead {
+                continue;
+            }
+            let state = &states[number];
+            if file.inline {
+                ops.extend(inline_ops(file, state, &stretches[number]));
+            } else {
+                ops.extend(extent_ops(file, state, &mut ingested, number));
+            }
+        }
+        let committed = self.store.commit_ingested(HEAD, ingested, ops)?;
+        for (file, state) in files.iter().zip(&mut states) {
+            self.settle(file, state, &committed);
+        }
+        Ok(())
+    }
+
+    /// After the change: the bytes are in the store now.
+    fn settle(&self, file: &Leaving<'_>, state: &mut NodeState, committed: &Committed) {
+        state.committed_size = file.size;
+        state.inode.inline = file.inline;
+        note_commit(file.node.id, state, committed);
+        let bytes = std::mem::take(&mut state.leaving);
+        if file.inline {
+            // Tiny files are kept whole in memory, since every write stores them whole.
+            let mut kept = Overlay::default();
+            for (offset, data) in bytes.stretches() {
+                kept.write(offset, &data, crate::overlay::Origin::Inline);
+            }
+            state.overlay.put_under(kept);
+        }
+        if state.overlay.new_bytes() == 0 {
+            state.promised = None;
+        }
+        self.dirty_bytes.fetch_sub(bytes.bytes().min(self.dirty_bytes()), Ordering::AcqRel);
+    }
+
+    /// Makes a file durable: its bytes, its attributes, and every name that led to it before.
+    pub(crate) fn sync_node(&self, node: &Node) -> Result<(), FsError> {
+        let flushing = node.flushing.lock();
+        let small = {
+            let mut state = node.state.write();
+            let new = state.overlay.new_bytes();
+            let small = new > 0 && new <= LOG_PAYLOAD_BYTES_MAX as u64 && !state.dead;
+            if small {
+                self.log_bytes(node.id, &mut state)?;
+            }
+            small
+        };
+        if small {
+            drop(flushing);
+        } else {
+            self.flush_unless_logged(node, flushing)?;
+        }
+        let last = node.state.read().last;
+        Ok(self.store.sync_to(last)?)
+    }
+
+    /// Flushes what is new; bytes that the log has need no row to be durable.
+    fn flush_unless_logged(&self, node: &Node, flushing: MutexGuard<'_, ()>) -> Result<(), FsError> {
+        if node.state.read().overlay.new_bytes() > 0 {
+            return self.flush_locked(node, flushing);
+        }
+        self.commit_attributes(node)
+    }
+
+    /// Puts a file's new bytes into the log itself.
+    fn log_bytes(&self, id: InodeId, state: &mut NodeState) -> Result<(), FsError> {
+        let value = Inode { ..state.inode }.encode();
+        let mut ops = vec![Op::PutVersion { table: Table::Inode, stem: key::inode(id).to_vec(), value }];
+        for (offset, bytes) in state.overlay.new_runs() {
+            ops.push(Op::Pending { inode: id, offset, bytes: bytes.to_vec() });
+        }
+        let committed = self.commit(ops)?;
+        note_commit(id, state, &committed);
+        state.last_pending = committed.sequence;
+        state.committed_size = state.inode.size;
+        state.overlay.mark_logged();
+        Ok(())
+    }
+
+    /// Writes out every dirty file, in batches, and makes everything durable.
+    ///
+    /// # Errors
+    /// When something could not be stored; the rest was tried all the same.
+    pub fn sync(&self) -> Result<(), FsError> {
+        let flushed = self.flush_all();
+        if self.store.check_writable().is_err() {
+            flushed?;
+            return Ok(self.store.check_writable()?);
+        }
+        self.store.sync()?;
+        flushed
+    }
+
+    /// Writes out every dirty file, in batches.
+    ///
+    /// # Errors
+    /// The first failure; the rest was tried all the same.
+    pub fn flush_all(&self) -> Result<(), FsError> {
+        self.flush_nodes(&self.nodes.dirty())
+    }
+
+    /// Writes out nodes, which are in ascending order of their numbers.
+    pub(crate) fn flush_nodes(&self, nodes: &[Arc<Node>]) -> Result<(), FsError> {
+        let mut outcome = Ok(());
+        let mut batch: Vec<Leaving<'_>> = Vec::new();
+        let (mut bytes, mut stretches) = (0, 0);
+        for node in nodes {
+            match self.take_leaving(node, node.flushing.lock()) {
+                Some(leaving) => {
+                    bytes += leaving.bytes.bytes();
+                    stretches += leaving.bytes.stretches().len();
+                    batch.push(leaving);
+                }
+                None => outcome = outcome.and(self.commit_attributes(node)),
+            }
+            if bytes >= BATCH_BYTES_MAX || stretches >= BATCH_STRETCHES_MAX || batch.len() == BATCH_FILES_MAX {
+                outcome = outcome.and(self.store_leaving(std::mem::take(&mut batch)));
+                (bytes, stretches) = (0, 0);
+            }
+        }
+        if !batch.is_empty() {
+            outcome = outcome.and(self.store_leaving(batch));
+        }
+        outcome
+    }
+}
+
+fn inode_op(file: &Leaving<'_>, state: &NodeState, inline: bool) -> Op {
+    let value = Inode { size: file.size, inline, ..state.inode }.encode();
+    Op::PutVersion { table: Table::Inode, stem: key::inode(file.node.id).to_vec(), value }
+}
+
+fn inline_ops(
+    file: &Leaving<'_>,
+    state: &NodeState,
+    stretches: &[(u64, std::borrow::Cow<'_, [u8]>)],
+) -> Vec<Op> {
+    let content = stretches.first().map_or(&[][..], |(_, data)| &data[..file.size as usize]);
+    let stem = key::inode(file.node.id).to_vec();
+    vec![
+        inode_op(file, state, true),
+        Op::PutVersion { table: Table::Inline, stem, value: value::wrap(content) },
+        Op::Replace {
+            inode: file.node.id,
+            from: 0,
+            to: u64::MAX,
+            pending_up_to: file.pending,
+            references: Vec::new(),
+        },
+    ]
+}
+
+fn extent_ops(
+    file: &Leaving<'_>,
+    state: &NodeState,
+    ingested: &mut Ingested<'_>,
+    number: usize,
+) -> Vec<Op> {
+    let mut ops = vec![inode_op(file, state, false)];
+    if state.inode.inline {
+        ops.push(Op::RemoveVersion { table: Table::Inline, stem: key::inode(file.node.id).to_vec() });
+    }
+    let mut references = std::mem::take(&mut ingested.references[number]).into_iter().peekable();
+    for (from, to) in file.bytes.ranges().iter() {
+        let mut within = Vec::new();
+        while let Some(reference) = references.next_if(|r| r.offset < to) {
+            within.push(reference);
+        }
+        ops.push(Op::Replace {
+            inode: file.node.id,
+            from,
+            to,
+            pending_up_to: file.pending,
+            references: within,
+        });
+    }
+    ops
+}

@@ -1,0 +1,102 @@
+//! Threads that write files out when these have settled, grown large, or memory runs short.
+
+use crate::fs::Fs;
+use crate::node::Node;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A contiguous run of this size is worth writing without waiting for more.
+const RUN_BYTES_READY: usize = 4 << 20;
+
+/// The running threads; dropping it ends them after their current step.
+pub struct Flusher {
+    fs: Arc<Fs>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Flusher {
+    /// Starts so many threads.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(fs: Arc<Fs>, threads: usize) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut running = Vec::new();
+        for number in 0..threads.max(1) {
+            let (fs, stop) = (Arc::clone(&fs), Arc::clone(&stop));
+            let builder = std::thread::Builder::new().name(format!("flush-{number}"));
+            running.push(builder.spawn(move || run(&fs, &stop))?);
+        }
+        Ok(Self { fs, stop, threads: running })
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            self.fs.wake_flusher();
+            self.fs.work.1.notify_all();
+            if thread.join().is_err() {
+                tracing::error!("a flushing thread died");
+            }
+        }
+    }
+}
+
+fn run(fs: &Fs, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        {
+            let mut wanted = fs.work.0.lock();
+            if !*wanted {
+                // With nothing dirty there is nothing to wait for but a signal.
+                if fs.dirty_bytes() == 0 {
+                    fs.work.1.wait(&mut wanted);
+                } else {
+                    fs.work.1.wait_for(&mut wanted, fs.options.settle / 2);
+                }
+            }
+            *wanted = false;
+        }
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = fs.flush_ready() {
+            tracing::error!(%error, "files could not be written out; they stay in memory");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Fs {
+    /// Tells the flushing threads that there may be work.
+    pub(crate) fn wake_flusher(&self) {
+        *self.work.0.lock() = true;
+        self.work.1.notify_one();
+    }
+
+    /// Writes out files that are ready for it.
+    ///
+    /// # Errors
+    /// When something could not be stored.
+    pub fn flush_ready(&self) -> Result<(), crate::FsError> {
+        let now = self.clock.elapsed();
+        let short = self.dirty_bytes() * 2 > self.options.dirty_bytes_max;
+        let ready: Vec<Arc<Node>> = self
+            .nodes
+            .dirty()
+            .into_iter()
+            .filter(|node| {
+                let state = node.state.read();
+                let settled = now.saturating_sub(state.written) >= self.options.settle;
+                short || settled || state.overlay.longest() >= RUN_BYTES_READY
+            })
+            // Somebody is at it already.
+            .filter(|node| node.flushing.try_lock().is_some())
+            .collect();
+        self.flush_nodes(&ready)
+    }
+}

@@ -1,0 +1,280 @@
+//! The filesystem: what the verbs have in common.
+
+use crate::FsError;
+use crate::handle::Handles;
+use crate::name::NameHasher;
+use crate::node::{Node, NodeState, S_IFDIR};
+use crate::overlay::{Origin, Overlay};
+use crate::table::Table as Nodes;
+use aegisfs_base::{BranchId, Clock, InodeId, Timestamp};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::value::{self, Dirent, Inode, decode_dirents};
+use aegisfs_pool::Pool;
+use aegisfs_store::{Committed, Effects, Store, StoreError, versions};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// The root directory's inode number.
+pub const ROOT: InodeId = InodeId(1);
+/// Windows of the branch that a mount shows.
+pub(crate) const HEAD: BranchId = BranchId(0);
+
+/// How a filesystem behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct FsOptions {
+    /// Bytes that may wait in memory before writers have to.
+    pub dirty_bytes_max: u64,
+    /// A file's bytes are written out when it has not grown for so long.
+    pub settle: Duration,
+    /// Whether threads of its own write files out; without them, writers do.
+    pub background: bool,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        Self { dirty_bytes_max: 64 << 20, settle: Duration::from_millis(500), background: true }
+    }
+}
+
+/// On whose behalf something happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// An inode as a caller sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its number.
+    pub id: InodeId,
+    /// Everything that is stored of it, with the size of the moment.
+    pub inode: Inode,
+    /// Bytes that it takes, before dedup and compression.
+    pub allocated: u64,
+}
+
+/// One mounted head.
+///
+/// Nodes are locked in ascending order of their numbers; a name found before is looked up again under the
+/// locks. No node's `state` is held across a wait for another's.
+pub struct Fs {
+    pub(crate) store: Arc<Store>,
+    pub(crate) nodes: Nodes,
+    pub(crate) handles: Handles,
+    pub(crate) hasher: NameHasher,
+    pub(crate) options: FsOptions,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// One rename at a time: the way from a directory to the root must not change while it is walked.
+    pub(crate) renaming: Mutex<()>,
+    /// Bytes in overlays.
+    pub(crate) dirty_bytes: AtomicU64,
+    /// Signalled when bytes have left for the store.
+    pub(crate) drained: (Mutex<()>, Condvar),
+    /// Signalled when there may be something to write out.
+    pub(crate) work: (Mutex<bool>, Condvar),
+}
+
+impl Fs {
+    /// The entries that an empty filesystem has in the metadata: its root directory.
+    pub fn initial_entries(clock: &dyn Clock) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
+        let now = clock.now();
+        let root = Inode {
+            mode: S_IFDIR | 0o755,
+            nlink: 2,
+            parent: ROOT,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            ..Inode::default()
+        };
+        let key = key::versioned(&key::inode(ROOT), aegisfs_base::EpochId(1));
+        vec![(Table::Inode, key, root.encode())]
+    }
+
+    /// Formats a pool that [`Pool::create`] made.
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn format(pool: &Arc<Pool>, clock: &dyn Clock) -> Result<(), StoreError> {
+        aegisfs_store::create(pool, &Self::initial_entries(clock))
+    }
+
+    /// Mounts the head of a store. Truncations that a crash interrupted are finished first.
+    ///
+    /// # Errors
+    /// When the root cannot be read.
+    pub fn mount(store: Arc<Store>, options: FsOptions) -> Result<Self, FsError> {
+        let hasher = NameHasher::new(store.pool().superblock().name_key);
+        let clock = Arc::clone(store.clock());
+        let fs = Self {
+            store,
+            nodes: Nodes::default(),
+            handles: Handles::default(),
+            hasher,
+            options,
+            clock,
+            renaming: Mutex::default(),
+            dirty_bytes: AtomicU64::new(0),
+            drained: Default::default(),
+            work: Default::default(),
+        };
+        if fs.store.check_writable().is_ok() {
+            fs.store.finish_truncations()?;
+        }
+        fs.node(ROOT)?;
+        fs.load_pending()?;
+        Ok(fs)
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Bytes that are only in memory or in the log so far.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_bytes.load(Ordering::Acquire)
+    }
+
+    /// Open handles, and inodes in memory.
+    pub fn open_counts(&self) -> (usize, usize) {
+        (self.handles.count(), self.nodes.nodes_in_memory())
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Brings the bytes back into memory that stand only in the log, so that they are written out.
+    fn load_pending(&self) -> Result<(), FsError> {
+        use aegisfs_store::Tables;
+        let mut inodes = Vec::new();
+        self.store.view().scan(Table::Pending, &[], None, &mut |key, _| {
+            if let Ok((inode, _, _)) = key::split_pending(key)
+                && inodes.last() != Some(&inode)
+            {
+                inodes.push(inode);
+            }
+            std::ops::ControlFlow::Continue(())
+        })?;
+        for inode in inodes {
+            match self.node(inode) {
+                Ok(_) | Err(FsError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The node of an inode, from memory or from the store.
+    pub(crate) fn node(&self, id: InodeId) -> Result<Arc<Node>, FsError> {
+        if let Some(node) = self.nodes.get(id) {
+            return Ok(node);
+        }
+        let view = self.store.head_view(HEAD)?;
+        let stored = versions::visible(&self.store.view(), Table::Inode, &key::inode(id), &view)?;
+        let inode = Inode::decode(&stored.ok_or(FsError::NotFound)?)?;
+        let mut state = NodeState { inode, committed_size: inode.size, ..NodeState::default() };
+        if inode.inline && state.is_regular() {
+            let stored = versions::visible(&self.store.view(), Table::Inline, &key::inode(id), &view)?;
+            let content = stored.ok_or_else(|| inconsistent(format!("inode {id} lacks its inline content")))?;
+            state.overlay.write(0, value::unwrap(&content)?, Origin::Inline);
+        }
+        self.overlay_pending(id, &mut state)?;
+        let node = self.nodes.insert(Arc::new(Node::new(id, state)));
+        Ok(node)
+    }
+
+    fn overlay_pending(&self, id: InodeId, state: &mut NodeState) -> Result<(), FsError> {
+        use aegisfs_store::Tables;
+        let prefix = key::pending(HEAD, id, aegisfs_base::Sequence(0), 0);
+        let mut problem = None;
+        let overlay: &mut Overlay = &mut state.overlay;
+        let last = &mut state.last_pending;
+        self.store.view().scan_prefix(Table::Pending, &prefix[..12], &mut |key, stored| {
+            match (key::split_pending(key), value::decode_pending(stored)) {
+                (Ok((_, sequence, _)), Ok((offset, bytes))) => {
+                    overlay.write(offset, bytes, Origin::Logged);
+                    *last = (*last).max(sequence);
+                }
+                (Err(error), _) | (_, Err(error)) => problem = Some(error),
+            }
+            std::ops::ControlFlow::Continue(())
+        })?;
+        match problem {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// A node that is a directory.
+    pub(crate) fn directory(&self, id: InodeId) -> Result<Arc<Node>, FsError> {
+        let node = self.node(id)?;
+        if node.state.read().is_directory() { Ok(node) } else { Err(FsError::NotDirectory) }
+    }
+
+    /// The entries of a directory that share a name's hash.
+    pub(crate) fn bucket(&self, parent: InodeId, hash: u64) -> Result<Vec<Dirent>, FsError> {
+        let view = self.store.head_view(HEAD)?;
+        let stored =
+            versions::visible(&self.store.view(), Table::Dirent, &key::dirent(parent, hash), &view)?;
+        Ok(stored.map_or(Ok(Vec::new()), |stored| decode_dirents(&stored))?)
+    }
+
+    /// The entry with a name.
+    pub(crate) fn find_entry(&self, parent: InodeId, name: &[u8]) -> Result<Option<Dirent>, FsError> {
+        let bucket = self.bucket(parent, self.hasher.hash(name))?;
+        Ok(bucket.into_iter().find(|entry| entry.name == name))
+    }
+
+    /// What a caller sees of a node.
+    pub(crate) fn attributes_of(&self, node: &Node) -> Attributes {
+        let state = node.state.read();
+        attributes(node.id, &state)
+    }
+
+    /// Passes a change through the sequencer.
+    pub(crate) fn commit(&self, ops: Vec<Op>) -> Result<Committed, FsError> {
+        let committed = self.store.commit(HEAD, ops, Vec::new())?;
+        Ok(committed)
+    }
+
+    /// The operation that stores a node's attributes as they may be claimed now.
+    pub(crate) fn put_inode(id: InodeId, state: &NodeState) -> Op {
+        Op::PutVersion { table: Table::Inode, stem: key::inode(id).to_vec(), value: state.encode_committed() }
+    }
+}
+
+/// Notes what a change did to a node whose attributes it stored.
+pub(crate) fn note_commit(id: InodeId, state: &mut NodeState, committed: &Committed) {
+    state.last = committed.sequence;
+    state.attributes_dirty = false;
+    note_allocated(id, state, &committed.effects);
+}
+
+/// Keeps a node's account of covered bytes in step with the store's.
+pub(crate) fn note_allocated(id: InodeId, state: &mut NodeState, effects: &Effects) {
+    if let Some(by) = effects.allocated.get(&id) {
+        state.inode.allocated = state.inode.allocated.saturating_add_signed(*by);
+    }
+}
+
+pub(crate) fn attributes(id: InodeId, state: &NodeState) -> Attributes {
+    // Bytes on their way may lie over stored ones; a file never takes more than it is long, though.
+    let waiting = state.overlay.bytes() + state.leaving.bytes();
+    let length = state.inode.size.next_multiple_of(4096);
+    let allocated =
+        if waiting > 0 { (state.inode.allocated + waiting).min(length) } else { state.inode.allocated };
+    Attributes { id, inode: state.inode, allocated }
+}
+
+pub(crate) fn inconsistent(what: String) -> FsError {
+    FsError::Store(StoreError::Inconsistent { what })
+}

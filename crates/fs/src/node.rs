@@ -1,0 +1,86 @@
+//! An inode in memory.
+
+use crate::overlay::Overlay;
+use aegisfs_base::{InodeId, Sequence};
+use aegisfs_format::value::Inode;
+use aegisfs_store::Reservation;
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// File type bits of `st_mode`.
+pub(crate) const S_IFMT: u32 = 0o170_000;
+pub(crate) const S_IFREG: u32 = 0o100_000;
+pub(crate) const S_IFDIR: u32 = 0o040_000;
+pub(crate) const S_IFLNK: u32 = 0o120_000;
+pub(crate) const S_ISUID: u32 = 0o4_000;
+pub(crate) const S_ISGID: u32 = 0o2_000;
+
+/// An inode in memory. Lock order: `flushing`, then `state`; several nodes by ascending number.
+pub(crate) struct Node {
+    pub(crate) id: InodeId,
+    /// Held by whoever moves the node's bytes to the store, or changes them other than by writing.
+    pub(crate) flushing: Mutex<()>,
+    pub(crate) state: RwLock<NodeState>,
+    /// Open handles.
+    pub(crate) opens: AtomicU64,
+}
+
+/// What of an inode changes.
+#[derive(Default)]
+pub(crate) struct NodeState {
+    /// As the caller sees it.
+    pub(crate) inode: Inode,
+    /// The size that the metadata has: it never covers bytes that are only here.
+    pub(crate) committed_size: u64,
+    /// Attributes differ from the metadata by more than the size.
+    pub(crate) attributes_dirty: bool,
+    /// Bytes over what is stored.
+    pub(crate) overlay: Overlay,
+    /// Bytes on their way into rows; still over what is stored, under `overlay`.
+    pub(crate) leaving: Arc<Overlay>,
+    /// The last change of this node that passed the sequencer.
+    pub(crate) last: Sequence,
+    /// The last change that put bytes of this node into the log.
+    pub(crate) last_pending: Sequence,
+    /// Room promised for `overlay`.
+    pub(crate) promised: Option<Reservation>,
+    /// When the overlay last grew, by the clock that only moves forward.
+    pub(crate) written: Duration,
+    /// Without a name; goes when nobody has it any more.
+    pub(crate) orphan: bool,
+    /// Gone; whoever still finds it here looks again.
+    pub(crate) dead: bool,
+}
+
+impl Node {
+    pub(crate) fn new(id: InodeId, state: NodeState) -> Self {
+        Self { id, flushing: Mutex::new(()), state: RwLock::new(state), opens: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.opens.load(Ordering::Acquire) > 0
+    }
+}
+
+impl NodeState {
+    pub(crate) fn is_directory(&self) -> bool {
+        self.inode.mode & S_IFMT == S_IFDIR
+    }
+
+    pub(crate) fn is_regular(&self) -> bool {
+        self.inode.mode & S_IFMT == S_IFREG
+    }
+
+    /// Whether the metadata lacks something of it.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.attributes_dirty || self.overlay.needs_flush() || !self.leaving.is_empty()
+    }
+
+    /// The stored form while some of its bytes are only here: with the size that the metadata may claim.
+    pub(crate) fn encode_committed(&self) -> Vec<u8> {
+        let size = if self.is_regular() { self.committed_size } else { self.inode.size };
+        Inode { size, ..self.inode }.encode()
+    }
+}

@@ -1,0 +1,143 @@
+//! copy_file_range: a range of one file becomes the other's, sharing chunks instead of copying them.
+
+use crate::FsError;
+use crate::fs::{Fs, note_commit};
+use crate::handle::HandleId;
+use crate::node::Node;
+use aegisfs_base::Sequence;
+use aegisfs_base::limits::{FILE_BYTES_MAX, WINDOW_BYTES};
+use aegisfs_format::op::{NewRef, Op};
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Bytes copied in one change.
+const STEP_BYTES: u64 = 32 * WINDOW_BYTES;
+
+/// One end of a copy.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyEnd {
+    /// The open file.
+    pub handle: HandleId,
+    /// Where the range begins in it.
+    pub offset: u64,
+}
+
+impl Fs {
+    /// Copies a range; returns the bytes copied, fewer at the end of the source.
+    ///
+    /// # Errors
+    /// `Invalid` when ranges of one file overlap, `BadHandle`, `TooLarge`, no space, or a fault.
+    pub fn copy_range(&self, from: CopyEnd, to: CopyEnd, length: u64) -> Result<u64, FsError> {
+        let source = self.handle_node(from.handle)?;
+        let target = self.handle_node(to.handle)?;
+        if !source.state.read().is_regular() || !target.state.read().is_regular() {
+            return Err(FsError::Invalid);
+        }
+        let size = source.state.read().inode.size;
+        let length = length.min(size.saturating_sub(from.offset));
+        if to.offset.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
+            return Err(FsError::TooLarge);
+        }
+        let apart = from.offset + length <= to.offset || to.offset + length <= from.offset;
+        if source.id == target.id && !apart {
+            return Err(FsError::Invalid);
+        }
+        self.store.check_writable()?;
+        self.store.admit_metadata()?;
+        let mut copied = 0;
+        while copied < length {
+            let step = (length - copied).min(STEP_BYTES);
+            self.copy_step(&source, &target, (from.offset + copied, to.offset + copied), step)?;
+            copied += step;
+        }
+        Ok(copied)
+    }
+
+    fn copy_step(
+        &self,
+        source: &Arc<Node>,
+        target: &Arc<Node>,
+        (from, to): (u64, u64),
+        length: u64,
+    ) -> Result<(), FsError> {
+        // Both have to lie in chunks first; a tiny file is copied byte by byte.
+        self.flush_node(source)?;
+        self.flush_node(target)?;
+        if source.state.read().inode.inline || target.state.read().inode.inline {
+            return self.copy_bytes(source, target, (from, to), length);
+        }
+        let _flushing = target.flushing.lock();
+        let mut locked = super::Locked::new(&[source, target]);
+        if locked.get(source.id).overlay.needs_flush() || !locked.all_alive() {
+            drop(locked);
+            drop(_flushing);
+            return self.copy_bytes(source, target, (from, to), length);
+        }
+        let end = from + length;
+        let mut references = Vec::new();
+        for (start, reference) in self.extents_in(source.id, from, end)? {
+            let (piece_from, piece_to) = (start.max(from), (start + u64::from(reference.length)).min(end));
+            references.push(NewRef {
+                offset: piece_from - from + to,
+                length: (piece_to - piece_from) as u32,
+                chunk: reference.chunk,
+                offset_in_chunk: reference.offset_in_chunk + (piece_from - start) as u32,
+            });
+        }
+        let now = self.now();
+        let state = locked.get(target.id);
+        let before = state.overlay.bytes();
+        state.overlay.cut(to, to + length);
+        let gone = before - state.overlay.bytes();
+        self.dirty_bytes.fetch_sub(gone.min(self.dirty_bytes()), Ordering::AcqRel);
+        state.inode.size = state.inode.size.max(to + length);
+        if state.overlay.new_bytes() == 0 {
+            state.committed_size = state.inode.size;
+        }
+        state.inode.mtime = now;
+        state.inode.ctime = now;
+        let ops = vec![
+            Self::put_inode(target.id, state),
+            Op::Replace {
+                inode: target.id,
+                from: to,
+                to: to + length,
+                pending_up_to: Sequence(u64::MAX),
+                references,
+            },
+        ];
+        let committed = self.commit(ops)?;
+        note_commit(target.id, state, &committed);
+        Ok(())
+    }
+
+    fn copy_bytes(
+        &self,
+        source: &Node,
+        target: &Arc<Node>,
+        (from, to): (u64, u64),
+        length: u64,
+    ) -> Result<(), FsError> {
+        let handle = self.handles.open(Arc::clone(target));
+        let mut buffer = vec![0; (length as usize).min(1 << 20)];
+        let mut done = 0;
+        let outcome = loop {
+            if done == length {
+                break Ok(());
+            }
+            let want = buffer.len().min((length - done) as usize);
+            let copied = self
+                .read_node(source, from + done, &mut buffer[..want])
+                .and_then(|count| self.write(handle, to + done, &buffer[..count]));
+            match copied {
+                Ok(0) => break Ok(()),
+                Ok(count) => done += count as u64,
+                Err(error) => break Err(error),
+            }
+        };
+        self.release(handle)?;
+        outcome
+    }
+}
+

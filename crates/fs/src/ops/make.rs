@@ -1,0 +1,183 @@
+//! create, mkdir, mknod, symlink and tmpfile: new inodes.
+
+use super::Locked;
+use crate::fs::{Attributes, Caller, Fs, attributes, note_commit};
+use crate::node::{Node, NodeState, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
+use crate::{FsError, name};
+use aegisfs_base::InodeId;
+use aegisfs_base::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::value::{self, Inode};
+use std::sync::Arc;
+
+/// What to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind<'a> {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link to this target.
+    Symlink(&'a [u8]),
+    /// A device, FIFO or socket: its type bits and device number.
+    Special(u32, u32),
+}
+
+/// Whose it is and what others may do with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MakeOptions {
+    /// Owner.
+    pub caller: Caller,
+    /// Permission bits, the caller's mask already taken off.
+    pub permissions: u32,
+}
+
+impl Fs {
+    /// Makes something new under a name, and counts the caller's reference to it.
+    ///
+    /// # Errors
+    /// `Exists`, `NotFound`, `NotDirectory`, `NameTooLong`, or a fault.
+    pub fn make(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        kind: Kind<'_>,
+        options: &MakeOptions,
+    ) -> Result<Attributes, FsError> {
+        name::check_new(name)?;
+        let directory = self.directory(parent)?;
+        self.store.check_writable()?;
+        self.store.admit_metadata()?;
+        let id = self.store.new_inode_id()?;
+        let mut locked = Locked::new(&[&directory]);
+        // A directory that was removed meanwhile takes no new names.
+        if !locked.all_alive() || locked.get(parent).inode.nlink == 0 {
+            return Err(FsError::NotFound);
+        }
+        if self.find_entry(parent, name)?.is_some() {
+            return Err(FsError::Exists);
+        }
+        let now = self.now();
+        let state = locked.get(parent);
+        let (mut child, inline) = self.new_inode(kind, options, &state.inode)?;
+        if child.is_directory() {
+            child.inode.parent = parent;
+            if state.inode.nlink >= LINKS_MAX {
+                return Err(FsError::TooManyLinks);
+            }
+        }
+        let before = state.inode;
+        state.inode.size += 1;
+        state.inode.nlink += u32::from(child.is_directory());
+        state.inode.mtime = now;
+        state.inode.ctime = now;
+        let mut ops = vec![
+            self.add_entry(parent, name, id, child.inode.mode)?,
+            Self::put_inode(id, &child),
+            Self::put_inode(parent, state),
+        ];
+        ops.extend(inline.map(|content| put_inline(id, content)));
+        let committed = match self.commit(ops) {
+            Ok(committed) => committed,
+            Err(error) => {
+                locked.get(parent).inode = before;
+                return Err(error);
+            }
+        };
+        locked.note_commit(&committed);
+        note_commit(id, &mut child, &committed);
+        let made = attributes(id, &child);
+        self.nodes.looked_up(id);
+        self.nodes.insert(Arc::new(Node::new(id, child)));
+        Ok(made)
+    }
+
+    /// Makes a file without a name, which goes unless it is given one.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, or a fault.
+    pub fn tmpfile(&self, parent: InodeId, options: &MakeOptions) -> Result<Attributes, FsError> {
+        let directory = self.directory(parent)?;
+        self.store.check_writable()?;
+        self.store.admit_metadata()?;
+        let id = self.store.new_inode_id()?;
+        let above = directory.state.read().inode;
+        let (mut child, _) = self.new_inode(Kind::File, options, &above)?;
+        child.inode.nlink = 0;
+        child.orphan = true;
+        self.store.hold_orphan(id);
+        let ops = vec![
+            Self::put_inode(id, &child),
+            Op::PutVersion {
+                table: Table::Orphans,
+                stem: key::inode(id).to_vec(),
+                value: aegisfs_store::reap::orphan_inode_value(),
+            },
+        ];
+        let committed = self.commit(ops)?;
+        note_commit(id, &mut child, &committed);
+        let made = attributes(id, &child);
+        self.nodes.looked_up(id);
+        self.nodes.insert(Arc::new(Node::new(id, child)));
+        Ok(made)
+    }
+
+    fn new_inode<'k>(
+        &self,
+        kind: Kind<'k>,
+        options: &MakeOptions,
+        parent: &Inode,
+    ) -> Result<(NodeState, Option<&'k [u8]>), FsError> {
+        let permissions = options.permissions & 0o7_777;
+        let now = self.now();
+        let mut inode = Inode {
+            mode: S_IFREG | permissions,
+            uid: options.caller.uid,
+            gid: options.caller.gid,
+            nlink: 1,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            ..Inode::default()
+        };
+        let mut inline = None;
+        match kind {
+            Kind::File => {}
+            Kind::Directory => {
+                inode.mode = S_IFDIR | permissions;
+                inode.nlink = 2;
+            }
+            Kind::Symlink(target) => {
+                if target.is_empty() {
+                    return Err(FsError::NotFound);
+                }
+                if target.len() > SYMLINK_BYTES_MAX {
+                    return Err(FsError::NameTooLong);
+                }
+                inode.mode = S_IFLNK | 0o777;
+                inode.size = target.len() as u64;
+                inode.inline = true;
+                inline = Some(target);
+            }
+            Kind::Special(format, device) => {
+                inode.mode = (format & S_IFMT) | permissions;
+                inode.rdev = device;
+            }
+        }
+        // In a directory with the setgid bit the group is the directory's, and directories pass the bit on.
+        if parent.mode & S_ISGID != 0 {
+            inode.gid = parent.gid;
+            if matches!(kind, Kind::Directory) {
+                inode.mode |= S_ISGID;
+            }
+        }
+        let committed_size = inode.size;
+        Ok((NodeState { inode, committed_size, ..NodeState::default() }, inline))
+    }
+}
+
+fn put_inline(id: InodeId, content: &[u8]) -> Op {
+    Op::PutVersion { table: Table::Inline, stem: key::inode(id).to_vec(), value: value::wrap(content) }
+}

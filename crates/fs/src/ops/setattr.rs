@@ -1,0 +1,193 @@
+//! setattr: chmod, chown, truncate, utimens.
+
+use crate::FsError;
+use crate::fs::{Attributes, Fs, attributes, note_commit};
+use crate::node::{Node, NodeState, S_IFMT};
+use aegisfs_base::limits::FILE_BYTES_MAX;
+use aegisfs_base::{InodeId, Timestamp};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::value;
+use aegisfs_store::reap::{hole, truncated_value};
+use std::sync::atomic::Ordering;
+
+/// A new time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeChange {
+    /// The time of the change.
+    Now,
+    /// This one.
+    To(Timestamp),
+}
+
+/// What to change; what is absent stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Permission bits.
+    pub permissions: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<TimeChange>,
+    /// Last change of content.
+    pub mtime: Option<TimeChange>,
+    /// Last change of the inode, which a kernel with a writeback cache keeps itself.
+    pub ctime: Option<Timestamp>,
+}
+
+impl Fs {
+    /// Changes attributes.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`, `TooLarge`, or a fault.
+    pub fn setattr(&self, id: InodeId, changes: &Changes) -> Result<Attributes, FsError> {
+        self.store.check_writable()?;
+        let node = self.node(id)?;
+        if let Some(size) = changes.size {
+            self.truncate(&node, size)?;
+        }
+        let others = Changes { size: None, ..*changes };
+        let mut state = node.state.write();
+        if state.dead {
+            return Err(FsError::NotFound);
+        }
+        if others == Changes::default() {
+            return Ok(attributes(id, &state));
+        }
+        let before = state.inode;
+        change(&mut state, &others, self.now());
+        // Times that a writeback cache sends along with every file are kept until something else is stored.
+        let only_times = others.permissions.is_none() && others.uid.is_none() && others.gid.is_none();
+        if only_times && state.is_dirty() {
+            state.attributes_dirty = true;
+            return Ok(attributes(id, &state));
+        }
+        match self.commit(vec![Self::put_inode(id, &state)]) {
+            Ok(committed) => note_commit(id, &mut state, &committed),
+            Err(error) => {
+                state.inode = before;
+                return Err(error);
+            }
+        }
+        Ok(attributes(id, &state))
+    }
+
+    /// Gives a file another length.
+    fn truncate(&self, node: &Node, size: u64) -> Result<(), FsError> {
+        if size > FILE_BYTES_MAX {
+            return Err(FsError::TooLarge);
+        }
+        let _flushing = node.flushing.lock();
+        let mut state = node.state.write();
+        if state.dead {
+            return Err(FsError::NotFound);
+        }
+        if state.is_directory() {
+            return Err(FsError::IsDirectory);
+        }
+        if !state.is_regular() {
+            return Err(FsError::Invalid);
+        }
+        if size > state.inode.size {
+            return self.extend(node, &mut state, size);
+        }
+        self.cut_overlay(&mut state, size);
+        let id = node.id;
+        let at_once = self.store.clears_at_once(id, size, u64::MAX)?;
+        let before = (state.inode, state.committed_size);
+        let now = self.now();
+        state.inode.size = size;
+        state.inode.mtime = now;
+        state.inode.ctime = now;
+        state.committed_size = state.committed_size.min(size);
+        let mut ops = vec![Self::put_inode(id, &state)];
+        if at_once {
+            ops.push(hole(id, size, u64::MAX));
+        } else if !state.orphan {
+            // The rest is given back in steps; the entry finishes it should they be interrupted.
+            let stem = key::inode(id).to_vec();
+            ops.push(Op::PutVersion { table: Table::Orphans, stem, value: truncated_value(size) });
+        }
+        if state.inode.inline {
+            ops.extend(self.cut_inline(id, &mut state));
+        }
+        match self.commit(ops) {
+            Ok(committed) => note_commit(id, &mut state, &committed),
+            Err(error) => {
+                (state.inode, state.committed_size) = before;
+                return Err(error);
+            }
+        }
+        if !at_once {
+            let released = self.store.finish_truncation(id, size, state.orphan)?;
+            state.inode.allocated = state.inode.allocated.saturating_add_signed(released);
+        }
+        Ok(())
+    }
+
+    /// Bytes between the old length and the new one are a hole.
+    fn extend(&self, node: &Node, state: &mut NodeState, size: u64) -> Result<(), FsError> {
+        let before = state.inode;
+        let now = self.now();
+        state.inode.size = size;
+        state.inode.mtime = now;
+        state.inode.ctime = now;
+        // While bytes are only here the metadata cannot claim the new length; it will with them.
+        if state.overlay.new_bytes() > 0 {
+            state.attributes_dirty = true;
+            return Ok(());
+        }
+        let committed_before = state.committed_size;
+        state.committed_size = size;
+        match self.commit(vec![Self::put_inode(node.id, state)]) {
+            Ok(committed) => {
+                note_commit(node.id, state, &committed);
+                Ok(())
+            }
+            Err(error) => {
+                state.inode = before;
+                state.committed_size = committed_before;
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn cut_overlay(&self, state: &mut NodeState, size: u64) {
+        let before = state.overlay.bytes();
+        state.overlay.cut(size, u64::MAX);
+        let gone = before - state.overlay.bytes();
+        self.dirty_bytes.fetch_sub(gone.min(self.dirty_bytes()), Ordering::AcqRel);
+        if state.overlay.new_bytes() == 0 {
+            state.promised = None;
+        }
+    }
+
+    /// The inline content of a file that was cut: what is left of it in memory.
+    fn cut_inline(&self, id: InodeId, state: &mut NodeState) -> Option<Op> {
+        let mut content = vec![0; state.committed_size as usize];
+        state.overlay.read(0, &mut content, &mut crate::overlay::Ranges::default());
+        let stem = key::inode(id).to_vec();
+        Some(Op::PutVersion { table: Table::Inline, stem, value: value::wrap(&content) })
+    }
+}
+
+fn change(state: &mut NodeState, changes: &Changes, now: Timestamp) {
+    let inode = &mut state.inode;
+    if let Some(permissions) = changes.permissions {
+        inode.mode = inode.mode & S_IFMT | permissions & 0o7_777;
+    }
+    inode.uid = changes.uid.unwrap_or(inode.uid);
+    inode.gid = changes.gid.unwrap_or(inode.gid);
+    let time = |change: Option<TimeChange>, old: Timestamp| match change {
+        Some(TimeChange::Now) => now,
+        Some(TimeChange::To(time)) => time,
+        None => old,
+    };
+    inode.atime = time(changes.atime, inode.atime);
+    inode.mtime = time(changes.mtime, inode.mtime);
+    inode.ctime = changes.ctime.unwrap_or(now);
+}

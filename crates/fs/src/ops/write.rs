@@ -1,0 +1,96 @@
+//! write: bytes into memory, under the bound on what may wait there.
+
+use crate::FsError;
+use crate::fs::Fs;
+use crate::handle::HandleId;
+use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
+use crate::overlay::Origin;
+use aegisfs_base::limits::FILE_BYTES_MAX;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Execution bit of the group, without which setgid means something else.
+const S_IXGRP: u32 = 0o010;
+
+impl Fs {
+    /// Writes bytes at an offset. Durable after a sync of the file.
+    ///
+    /// # Errors
+    /// `TooLarge`, `BadHandle`, no space, or a fault.
+    pub fn write(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize, FsError> {
+        self.write_with(handle, offset, data, false)
+    }
+
+    /// The same; `keep_times` for a kernel that writes back what it stamped itself.
+    ///
+    /// # Errors
+    /// As [`Fs::write`].
+    pub fn write_with(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        data: &[u8],
+        keep_times: bool,
+    ) -> Result<usize, FsError> {
+        let node = self.handle_node(handle)?;
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
+        let end = end.ok_or(FsError::TooLarge)?;
+        self.store.check_writable()?;
+        self.wait_for_memory(&node)?;
+        let promise = self.store.reserve(data.len() as u64)?;
+        let mut state = node.state.write();
+        if !state.is_regular() {
+            return Err(FsError::Invalid);
+        }
+        let was_clean = !state.overlay.needs_flush();
+        let before = state.overlay.bytes();
+        state.overlay.write(offset, data, Origin::New);
+        let grown = state.overlay.bytes() - before;
+        match &mut state.promised {
+            Some(promised) => promised.absorb(promise),
+            none => *none = Some(promise),
+        }
+        state.inode.size = state.inode.size.max(end);
+        self.stamp(&mut state, keep_times);
+        let ready = state.overlay.longest() >= 4 << 20;
+        drop(state);
+        self.dirty_bytes.fetch_add(grown, Ordering::AcqRel);
+        if was_clean || ready {
+            self.wake_flusher();
+        }
+        Ok(data.len())
+    }
+
+    fn stamp(&self, state: &mut NodeState, keep_times: bool) {
+        let now = self.now();
+        if !keep_times {
+            state.inode.mtime = now;
+            state.inode.ctime = now;
+            // Whoever writes is no longer known to be the owner.
+            state.inode.mode &= !S_ISUID;
+            if state.inode.mode & S_IXGRP != 0 {
+                state.inode.mode &= !S_ISGID;
+            }
+        }
+        state.attributes_dirty = true;
+        state.written = self.clock.elapsed();
+    }
+
+    /// Holds a writer while too many bytes wait in memory.
+    fn wait_for_memory(&self, node: &Node) -> Result<(), FsError> {
+        while self.dirty_bytes() >= self.options.dirty_bytes_max {
+            if !self.options.background {
+                self.flush_node(node)?;
+                return if self.dirty_bytes() >= self.options.dirty_bytes_max { self.flush_all() } else { Ok(()) };
+            }
+            self.store.check_writable()?;
+            self.wake_flusher();
+            let mut turn = self.drained.0.lock();
+            self.drained.1.wait_for(&mut turn, Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}

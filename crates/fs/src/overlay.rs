@@ -1,0 +1,270 @@
+//! A file's bytes that are not in rows yet, lying over what is stored.
+
+use std::collections::BTreeMap;
+
+/// Runs are not joined beyond this, so that appending never copies much.
+const RUN_BYTES_MAX: usize = 4 << 20;
+
+/// Where a run's bytes stand besides memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Nowhere.
+    New,
+    /// In the intent log; they still have to go into a row.
+    Logged,
+    /// Beside the inode; they are here because the rest of the file is.
+    Inline,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Run {
+    data: Vec<u8>,
+    origin: Origin,
+}
+
+impl Run {
+    fn end(&self, offset: u64) -> u64 {
+        offset + self.data.len() as u64
+    }
+}
+
+/// Runs of bytes by their offset; they never overlap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Overlay {
+    runs: BTreeMap<u64, Run>,
+}
+
+impl Overlay {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.runs.values().map(|run| run.data.len() as u64).sum()
+    }
+
+    /// Bytes held that stand nowhere else.
+    pub(crate) fn new_bytes(&self) -> u64 {
+        let new = self.runs.values().filter(|run| run.origin == Origin::New);
+        new.map(|run| run.data.len() as u64).sum()
+    }
+
+    /// Whether something has to go into a row.
+    pub(crate) fn needs_flush(&self) -> bool {
+        self.runs.values().any(|run| run.origin != Origin::Inline)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// The longest run, to tell when one is worth writing.
+    pub(crate) fn longest(&self) -> usize {
+        self.runs.values().map(|run| run.data.len()).max().unwrap_or(0)
+    }
+
+    /// Puts bytes over whatever was there.
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8], origin: Origin) {
+        if data.is_empty() {
+            return;
+        }
+        self.cut(offset, offset + data.len() as u64);
+        if let Some((start, run)) = self.runs.range_mut(..offset).next_back()
+            && run.end(*start) == offset
+            && run.origin == origin
+            && run.data.len() + data.len() <= RUN_BYTES_MAX
+        {
+            run.data.extend_from_slice(data);
+            return;
+        }
+        self.runs.insert(offset, Run { data: data.to_vec(), origin });
+    }
+
+    /// Takes a range out.
+    pub(crate) fn cut(&mut self, from: u64, to: u64) {
+        if from >= to {
+            return;
+        }
+        if let Some((start, run)) = self.runs.range_mut(..from).next_back() {
+            let (start, end) = (*start, run.end(*start));
+            if end > from {
+                let tail = run.data.split_off((from - start) as usize);
+                if end > to {
+                    let data = tail[(to - from) as usize..].to_vec();
+                    let origin = run.origin;
+                    self.runs.insert(to, Run { data, origin });
+                    return;
+                }
+            }
+        }
+        while let Some((start, end)) = self.runs.range(from..to).next().map(|(s, run)| (*s, run.end(*s))) {
+            let run = self.runs.remove(&start).expect("it was just found");
+            if end > to {
+                let data = run.data[(to - start) as usize..].to_vec();
+                self.runs.insert(to, Run { data, origin: run.origin });
+            }
+        }
+    }
+
+    /// Copies what it has of a range into a buffer that begins at `offset`, and marks those bytes as found.
+    pub(crate) fn read(&self, offset: u64, out: &mut [u8], found: &mut Ranges) {
+        let end = offset + out.len() as u64;
+        let before = self.runs.range(..offset).next_back().into_iter();
+        for (start, run) in before.chain(self.runs.range(offset..end)) {
+            let (from, to) = ((*start).max(offset), run.end(*start).min(end));
+            if from >= to {
+                continue;
+            }
+            for (gap_from, gap_to) in found.gaps(from, to) {
+                let source = &run.data[(gap_from - start) as usize..(gap_to - start) as usize];
+                out[(gap_from - offset) as usize..(gap_to - offset) as usize].copy_from_slice(source);
+            }
+            found.add(from, to);
+        }
+    }
+
+    /// Ranges held, joined where they touch.
+    pub(crate) fn ranges(&self) -> Ranges {
+        let mut ranges = Ranges::default();
+        for (start, run) in &self.runs {
+            ranges.add(*start, run.end(*start));
+        }
+        ranges
+    }
+
+    /// The runs that stand nowhere else.
+    pub(crate) fn new_runs(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let new = self.runs.iter().filter(|(_, run)| run.origin == Origin::New);
+        new.map(|(offset, run)| (*offset, &run.data[..]))
+    }
+
+    /// Notes that everything now stands in the log.
+    pub(crate) fn mark_logged(&mut self) {
+        for run in self.runs.values_mut() {
+            if run.origin == Origin::New {
+                run.origin = Origin::Logged;
+            }
+        }
+    }
+
+    /// Contiguous stretches, each as one piece of memory.
+    pub(crate) fn stretches(&self) -> Vec<(u64, std::borrow::Cow<'_, [u8]>)> {
+        use std::borrow::Cow;
+        let mut stretches: Vec<(u64, Cow<'_, [u8]>)> = Vec::new();
+        for (offset, run) in &self.runs {
+            match stretches.last_mut() {
+                Some((start, data)) if *start + data.len() as u64 == *offset => {
+                    data.to_mut().extend_from_slice(&run.data);
+                }
+                _ => stretches.push((*offset, Cow::Borrowed(&run.data))),
+            }
+        }
+        stretches
+    }
+
+    /// Puts another overlay's bytes under this one's: what is here stays.
+    pub(crate) fn put_under(&mut self, older: Overlay) {
+        let newer = std::mem::replace(self, older);
+        for (offset, run) in newer.runs {
+            self.write(offset, &run.data, run.origin);
+        }
+    }
+}
+
+/// A set of byte ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ranges {
+    ranges: BTreeMap<u64, u64>,
+}
+
+impl Ranges {
+    /// Adds a range, joining what touches.
+    pub(crate) fn add(&mut self, from: u64, to: u64) {
+        if from >= to {
+            return;
+        }
+        let (mut from, mut to) = (from, to);
+        let touching: Vec<u64> =
+            self.ranges.range(..=to).rev().take_while(|(_, end)| **end >= from).map(|(start, _)| *start).collect();
+        for start in touching {
+            let end = self.ranges.remove(&start).expect("it was just found");
+            from = from.min(start);
+            to = to.max(end);
+        }
+        self.ranges.insert(from, to);
+    }
+
+    /// What of a range is not in the set.
+    pub(crate) fn gaps(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
+        let mut gaps = Vec::new();
+        let mut at = from;
+        let before = self.ranges.range(..from).next_back().into_iter();
+        for (start, end) in before.chain(self.ranges.range(from..to)) {
+            if *end <= at {
+                continue;
+            }
+            if *start > at {
+                gaps.push((at, (*start).min(to)));
+            }
+            at = at.max(*end);
+        }
+        if at < to {
+            gaps.push((at, to));
+        }
+        gaps
+    }
+
+    /// The ranges in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.ranges.iter().map(|(from, to)| (*from, *to))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aegisfs_base::{Rng, SeededRng};
+
+    #[test]
+    fn it_agrees_with_a_plain_array() {
+        let rng = SeededRng::new(5);
+        for _ in 0..200 {
+            let mut overlay = Overlay::default();
+            let mut model: Vec<Option<u8>> = vec![None; 300];
+            for step in 0..60u8 {
+                let from = rng.below(250);
+                let to = from + rng.below(50);
+                if rng.below(4) == 0 {
+                    overlay.cut(from, to);
+                    model[from as usize..to as usize].fill(None);
+                } else {
+                    let origin = if rng.below(2) == 0 { Origin::New } else { Origin::Logged };
+                    overlay.write(from, &vec![step; (to - from) as usize], origin);
+                    model[from as usize..to as usize].fill(Some(step));
+                }
+                let mut out = vec![255; 300];
+                let mut found = Ranges::default();
+                overlay.read(0, &mut out, &mut found);
+                for (at, expected) in model.iter().enumerate() {
+                    let there = found.gaps(at as u64, at as u64 + 1).is_empty();
+                    assert_eq!(expected.is_some(), there);
+                    assert!(expected.is_none_or(|byte| byte == out[at]));
+                }
+                assert_eq!(overlay.bytes(), model.iter().flatten().count() as u64);
+                let stretches = overlay.stretches();
+                assert!(stretches.windows(2).all(|w| w[0].0 + (w[0].1.len() as u64) < w[1].0));
+            }
+        }
+    }
+
+    #[test]
+    fn older_bytes_go_under() {
+        let (mut newer, mut older) = (Overlay::default(), Overlay::default());
+        older.write(0, b"oooooo", Origin::Logged);
+        newer.write(2, b"nn", Origin::New);
+        newer.put_under(older);
+        let mut out = [0; 6];
+        newer.read(0, &mut out, &mut Ranges::default());
+        assert_eq!(&out, b"oonnoo");
+        assert_eq!(newer.new_bytes(), 2);
+        newer.mark_logged();
+        assert_eq!(newer.new_bytes(), 0);
+    }
+}
