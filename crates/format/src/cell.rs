@@ -259,6 +259,16 @@ impl Cell {
         Ok(cell)
     }
 
+    /// The bytes of this cell as another cell of its row holds them, where cells are copies of each other.
+    pub fn copy_for(&self, number: u8, bytes: &[u8]) -> Vec<u8> {
+        let start = self.payload_start as usize;
+        let payload = &bytes[start..start + self.payload_bytes as usize];
+        let place = CellPlace { cell: number, ..self.place };
+        let mut copy = encode_head(&place, &self.chunks, payload, self.row_sum);
+        copy.extend_from_slice(&bytes[start..]);
+        copy
+    }
+
     /// Reads header and directory; the payload is left for later.
     ///
     /// # Errors

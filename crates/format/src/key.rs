@@ -28,15 +28,15 @@ pub enum Table {
     Pending = 8,
     /// Volumes by name.
     Volumes = 9,
-    /// Branches.
+    /// Branches, and behind each the epochs of it that are pinned.
     Branches = 10,
-    /// Snapshots.
+    /// Snapshots by branch and name.
     Snapshots = 11,
     /// Inodes without a name that still hold space (versioned).
     Orphans = 12,
     /// What died but is still seen by a snapshot.
     Superseded = 13,
-    /// Which inodes changed in an epoch.
+    /// Which stems have a version of an epoch.
     Changed = 14,
     /// Long work that survives a restart.
     Jobs = 15,
@@ -88,6 +88,8 @@ impl Table {
         )
     }
 }
+
+const CHANGED: &str = "changed key";
 
 /// Bytes of the epoch at the end of a versioned key.
 pub const EPOCH_BYTES: usize = 8;
@@ -245,11 +247,54 @@ pub fn split_superseded(key: &[u8]) -> Result<(EpochId, EpochId, &[u8]), FormatE
     Ok((EpochId(number_at(key, 4)?), EpochId(number_at(key, 12)?), rest))
 }
 
-/// Key of the note that an inode changed in an epoch.
-pub fn changed(epoch: EpochId, inode: InodeId) -> [u8; 16] {
-    let mut key = [0; 16];
-    key[..8].copy_from_slice(&epoch.0.to_be_bytes());
-    key[8..].copy_from_slice(&inode.0.to_be_bytes());
+/// Key of the note that a stem has a version of an epoch. Everything about an inode stands together.
+pub fn changed(epoch: EpochId, table: Table, stem: &[u8]) -> Vec<u8> {
+    let (inode, rest) = stem.split_at(stem.len().min(8));
+    let mut key = Vec::with_capacity(9 + stem.len());
+    key.extend_from_slice(&epoch.0.to_be_bytes());
+    key.extend_from_slice(inode);
+    key.push(table as u8);
+    key.extend_from_slice(rest);
+    key
+}
+
+/// Reads epoch, table and stem out of a changed key.
+///
+/// # Errors
+/// When the key is too short or there is no such table.
+pub fn split_changed(key: &[u8]) -> Result<(EpochId, Table, Vec<u8>), FormatError> {
+    let (inode, rest) =
+        key.get(8..).and_then(|key| key.split_at_checked(8)).ok_or(FormatError::Short { what: CHANGED })?;
+    let (table, rest) = rest.split_first().ok_or(FormatError::Short { what: CHANGED })?;
+    Ok((EpochId(number_at(key, 0)?), Table::from_raw(*table)?, [inode, rest].concat()))
+}
+
+/// Key of a branch.
+pub fn branch(branch: BranchId) -> [u8; 4] {
+    branch.0.to_be_bytes()
+}
+
+/// Key of a pinned epoch of a branch, in the table of branches.
+pub fn pin(branch: BranchId, epoch: EpochId) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&branch.0.to_be_bytes());
+    key[4..].copy_from_slice(&epoch.0.to_be_bytes());
+    key
+}
+
+/// Reads the epoch out of a pin's key.
+///
+/// # Errors
+/// When the key is too short.
+pub fn pin_epoch(key: &[u8]) -> Result<EpochId, FormatError> {
+    number_at(key, 4).map(EpochId)
+}
+
+/// Key of a snapshot: names are told apart within their branch.
+pub fn snapshot(branch: BranchId, name: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(4 + name.len());
+    key.extend_from_slice(&branch.0.to_be_bytes());
+    key.extend_from_slice(name);
     key
 }
 
@@ -287,6 +332,23 @@ mod tests {
         assert!(a < ab && !ab.starts_with(&a));
         assert_eq!(xattr_name(&ab).unwrap(), b"user.ab");
         assert!(xattr_name(&[0; 8]).is_err());
+    }
+
+    #[test]
+    fn notes_are_read_as_they_were_written() {
+        let stem = xattr(InodeId(5), b"user.a");
+        let key = changed(EpochId(3), Table::Xattr, &stem);
+        assert_eq!(split_changed(&key).unwrap(), (EpochId(3), Table::Xattr, stem));
+        let of_inode = changed(EpochId(3), Table::Inode, &inode(InodeId(6)));
+        assert!(key < of_inode, "an inode's changes stand together");
+        assert_eq!(split_changed(&of_inode).unwrap().2, inode(InodeId(6)));
+        for length in 0..17 {
+            assert!(split_changed(&key[..length]).is_err());
+        }
+        assert!(split_changed(&[0; 17]).is_err(), "there is no table 0");
+        assert_eq!(pin_epoch(&pin(BranchId(2), EpochId(9))).unwrap(), EpochId(9));
+        assert!(pin(BranchId(2), EpochId(9)).starts_with(&branch(BranchId(2))));
+        assert!(pin_epoch(&branch(BranchId(2))).is_err());
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! Values of the metadata tables. Each begins with an envelope byte: 0 is plain, sealed forms come later.
 
+mod history;
+
+pub use history::{Branch, Pin, Snapshot, Volume, branch_of, first_epoch};
+
 use crate::FormatError;
 use crate::wire::{Append, Reader};
 use aegisfs_base::limits::NAME_BYTES_MAX;
-use aegisfs_base::{BranchId, DeviceIndex, EpochId, InodeId, SlotIndex, Timestamp};
+use aegisfs_base::{DeviceIndex, InodeId, SlotIndex, Timestamp};
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -387,48 +391,6 @@ pub fn decode_pending(value: &[u8]) -> Result<(u64, &[u8]), FormatError> {
     Ok((u64::from_le_bytes(*offset), bytes))
 }
 
-/// A line of history.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Branch {
-    /// The branch it was forked from, and the last epoch it shares with it.
-    pub origin: Option<(BranchId, EpochId)>,
-    /// The first epoch of its own.
-    pub first: EpochId,
-    /// The epoch that is being written.
-    pub head: EpochId,
-    /// The last epoch that a snapshot or fork of this branch pins; older references are not dropped at once.
-    pub pinned: Option<EpochId>,
-}
-
-impl Branch {
-    /// The stored form.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut value =
-            vec![ENVELOPE_PLAIN, u8::from(self.origin.is_some()), u8::from(self.pinned.is_some())];
-        let (branch, epoch) = self.origin.unwrap_or_default();
-        value.put_u32(branch.0);
-        value.put_u64(epoch.0);
-        value.put_u64(self.first.0);
-        value.put_u64(self.head.0);
-        value.put_u64(self.pinned.unwrap_or_default().0);
-        value
-    }
-
-    /// Reads a stored branch.
-    ///
-    /// # Errors
-    /// When it is cut short.
-    pub fn decode(value: &[u8]) -> Result<Self, FormatError> {
-        let mut reader = Reader::new("branch", unwrap(value)?);
-        let (has_origin, has_pinned) = (reader.u8()? != 0, reader.u8()? != 0);
-        let origin = (BranchId(reader.u32()?), EpochId(reader.u64()?));
-        let (first, head) = (EpochId(reader.u64()?), EpochId(reader.u64()?));
-        let pinned = EpochId(reader.u64()?);
-        reader.finish()?;
-        Ok(Self { origin: has_origin.then_some(origin), first, head, pinned: has_pinned.then_some(pinned) })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -474,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_branches_and_pending_round_trip() {
+    fn segments_and_pending_round_trip() {
         let segment = Segment {
             state: SegmentState::Sealed,
             shards: (2, 1),
@@ -488,10 +450,6 @@ mod tests {
             placements: (0..3).map(|n| (DeviceIndex(n), SlotIndex(u32::from(n) * 9))).collect(),
         };
         assert_eq!(Segment::decode(&segment.encode()).unwrap(), segment);
-        for origin in [None, Some((BranchId(1), EpochId(5)))] {
-            let branch = Branch { origin, first: EpochId(6), head: EpochId(8), pinned: origin.map(|o| o.1) };
-            assert_eq!(Branch::decode(&branch.encode()).unwrap(), branch);
-        }
         assert_eq!(decode_pending(&encode_pending(7, b"abc")).unwrap(), (7, &b"abc"[..]));
         assert!(decode_pending(&[0; 5]).is_err());
     }

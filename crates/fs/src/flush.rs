@@ -134,10 +134,10 @@ impl Fs {
 
     /// After the change: the bytes are in the store now.
     fn settle(&self, file: &Leaving<'_>, state: &mut NodeState, committed: &Committed) {
-        state.committed_size = file.size;
         state.inode.inline = file.inline;
-        note_commit(file.node.id, state, committed);
         let bytes = std::mem::take(&mut state.leaving);
+        state.committed_size = file.size;
+        note_commit(file.node.id, state, committed);
         if file.inline {
             // Tiny files are kept whole in memory, since every write stores them whole.
             let mut kept = Overlay::default();
@@ -191,8 +191,8 @@ impl Fs {
         let committed = self.commit(ops)?;
         note_commit(id, state, &committed);
         state.last_pending = committed.sequence;
-        state.committed_size = state.inode.size;
         state.overlay.mark_logged();
+        state.committed_size = state.claimable_size();
         Ok(())
     }
 

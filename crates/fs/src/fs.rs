@@ -255,6 +255,7 @@ impl Fs {
 /// Notes what a change did to a node whose attributes it stored.
 pub(crate) fn note_commit(id: InodeId, state: &mut NodeState, committed: &Committed) {
     state.last = committed.sequence;
+    state.committed_size = state.claimable_size();
     state.attributes_dirty = false;
     note_allocated(id, state, &committed.effects);
 }

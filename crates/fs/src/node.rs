@@ -78,9 +78,14 @@ impl NodeState {
         self.attributes_dirty || self.overlay.needs_flush() || !self.leaving.is_empty()
     }
 
-    /// The stored form while some of its bytes are only here: with the size that the metadata may claim.
+    /// The size that the metadata may claim: it waits for bytes that are only here.
+    pub(crate) fn claimable_size(&self) -> u64 {
+        let waiting = self.overlay.new_bytes() > 0 || !self.leaving.is_empty();
+        if waiting && self.is_regular() { self.committed_size.min(self.inode.size) } else { self.inode.size }
+    }
+
+    /// The stored form of its attributes as they may be claimed now.
     pub(crate) fn encode_committed(&self) -> Vec<u8> {
-        let size = if self.is_regular() { self.committed_size } else { self.inode.size };
-        Inode { size, ..self.inode }.encode()
+        Inode { size: self.claimable_size(), ..self.inode }.encode()
     }
 }

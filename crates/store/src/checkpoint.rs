@@ -47,7 +47,7 @@ impl Store {
         self.log.sync_to(sequence)?;
         let mark = self.log.mark_at_boundary()?;
         if removed(Edge::LogTrimAfterCheckpoint) {
-            self.log.trim(&mark);
+            self.commit_metadata(&Memtable::default(), &mark)?;
         }
         self.commit_metadata(frozen, &mark)?;
         self.metadata.thaw()?;

@@ -28,7 +28,7 @@ use aegisfs_format::op::{Op, Transaction};
 use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_kv::{OrderedKv, RedbKv};
 use aegisfs_pool::{Database, Placement, Pool};
-use replay::Replay;
+use replay::{Replay, TornCell};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ pub fn open(
     if recovered.read_only.is_some() {
         read_only = true;
     }
-    let (last, end, freed) = (replay.last, replay.end, replay.freed);
+    let (last, end, freed, torn) = (replay.last, replay.end, replay.freed, replay.torn);
     claim_segments(&pool, &metadata)?;
 
     let index = Arc::new(Database::new(Arc::clone(&pool), DEDUP, DEDUP_COPIES));
@@ -83,7 +83,7 @@ pub fn open(
     let options = StoreOptions { read_only, ..options.clone() };
     let store = Store::assemble(parts, &options, clock);
     if !read_only {
-        make_final(&store, rng)?;
+        make_final(&store, &torn, rng)?;
     }
     Ok((store, recovered))
 }
@@ -132,7 +132,10 @@ fn claim_segments(pool: &Pool, metadata: &Metadata) -> Result<(), StoreError> {
 }
 
 /// Step 4. Everything before this only read.
-fn make_final(store: &Store, rng: &dyn Rng) -> Result<(), StoreError> {
+fn make_final(store: &Store, torn: &[TornCell], rng: &dyn Rng) -> Result<(), StoreError> {
+    for cell in torn {
+        store.pool.write_slot(cell.place, u64::from(cell.slot_offset), &cell.bytes)?;
+    }
     let (mut last, freed) = store.with_sequencer(|last, freed| (last, freed));
     let mut freed: Vec<Placement> = freed;
     if !removed(Edge::SealAtRecovery) {

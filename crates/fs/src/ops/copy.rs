@@ -92,9 +92,6 @@ impl Fs {
         let gone = before - state.overlay.bytes();
         self.dirty_bytes.fetch_sub(gone.min(self.dirty_bytes()), Ordering::AcqRel);
         state.inode.size = state.inode.size.max(to + length);
-        if state.overlay.new_bytes() == 0 {
-            state.committed_size = state.inode.size;
-        }
         state.inode.mtime = now;
         state.inode.ctime = now;
         let ops = vec![

@@ -81,11 +81,6 @@ impl Fs {
             let committed =
                 self.commit(vec![Self::put_inode(node.id, &state), hole(node.id, from, step)])?;
             note_commit(node.id, &mut state, &committed);
-            // A cut run may have held bytes below the size that nothing else waits for.
-            if state.overlay.new_bytes() == 0 && state.leaving.is_empty() {
-                state.attributes_dirty |= state.committed_size != state.inode.size;
-                state.committed_size = state.inode.size;
-            }
             if step == to {
                 return Ok(());
             }

@@ -98,12 +98,11 @@ impl Fs {
         self.cut_overlay(&mut state, size);
         let id = node.id;
         let at_once = self.store.clears_at_once(id, size, u64::MAX)?;
-        let before = (state.inode, state.committed_size);
+        let before = state.inode;
         let now = self.now();
         state.inode.size = size;
         state.inode.mtime = now;
         state.inode.ctime = now;
-        state.committed_size = state.committed_size.min(size);
         let mut ops = vec![Self::put_inode(id, &state)];
         if at_once {
             ops.push(hole(id, size, u64::MAX));
@@ -118,7 +117,7 @@ impl Fs {
         match self.commit(ops) {
             Ok(committed) => note_commit(id, &mut state, &committed),
             Err(error) => {
-                (state.inode, state.committed_size) = before;
+                state.inode = before;
                 return Err(error);
             }
         }
@@ -141,8 +140,6 @@ impl Fs {
             state.attributes_dirty = true;
             return Ok(());
         }
-        let committed_before = state.committed_size;
-        state.committed_size = size;
         match self.commit(vec![Self::put_inode(node.id, state)]) {
             Ok(committed) => {
                 note_commit(node.id, state, &committed);
@@ -150,7 +147,6 @@ impl Fs {
             }
             Err(error) => {
                 state.inode = before;
-                state.committed_size = committed_before;
                 Err(error)
             }
         }
@@ -168,7 +164,7 @@ impl Fs {
 
     /// The inline content of a file that was cut: what is left of it in memory.
     fn cut_inline(&self, id: InodeId, state: &mut NodeState) -> Option<Op> {
-        let mut content = vec![0; state.committed_size as usize];
+        let mut content = vec![0; state.claimable_size() as usize];
         state.overlay.read(0, &mut content, &mut crate::overlay::Ranges::default());
         let stem = key::inode(id).to_vec();
         Some(Op::PutVersion { table: Table::Inline, stem, value: value::wrap(&content) })

@@ -43,6 +43,15 @@ pub(super) struct Replay<'a> {
     flushed: Sequence,
     /// Whether something behind the end has been cut.
     cut: bool,
+    /// Cells of the tail that did not arrive on one member but did on another.
+    pub(super) torn: Vec<TornCell>,
+}
+
+/// A cell to be written anew, with the bytes of a sound one of its row.
+pub(super) struct TornCell {
+    pub(super) place: Placement,
+    pub(super) slot_offset: u32,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// A record that verifies, not yet applied.
@@ -64,6 +73,7 @@ impl<'a> Replay<'a> {
             freed: Vec::new(),
             flushed: mark.applied,
             cut: false,
+            torn: Vec::new(),
         }
     }
 
@@ -189,19 +199,27 @@ impl<'a> Replay<'a> {
     }
 
     /// Whether every row is there, on at least one of its places.
-    fn rows_are_whole(&self, record: &LogRecord) -> Result<bool, StoreError> {
+    fn rows_are_whole(&mut self, record: &LogRecord) -> Result<bool, StoreError> {
         if removed(Edge::TailRowsVerified) {
             return Ok(true);
         }
         for row in &record.dependencies {
             let Some(segment) = self.segment(row, record)? else { return Ok(false) };
-            let mut bytes = AlignedBuffer::zeroed(row.cell_bytes as usize);
-            let whole = segment.placements.iter().any(|place| {
-                self.pool.read_slot(*place, u64::from(row.slot_offset), &mut bytes).is_ok()
-                    && Cell::decode(&bytes).is_ok_and(|cell| cell.row_sum == row.row_sum)
-            });
-            if !whole {
-                return Ok(false);
+            let mut sound = None;
+            let mut bad = Vec::new();
+            for (number, place) in segment.placements.iter().enumerate() {
+                let mut bytes = AlignedBuffer::zeroed(row.cell_bytes as usize);
+                let read = self.pool.read_slot(*place, u64::from(row.slot_offset), &mut bytes);
+                match Cell::decode(&bytes) {
+                    Ok(cell) if read.is_ok() && cell.row_sum == row.row_sum => sound = Some((cell, bytes)),
+                    _ if self.pool.readable(*place) => bad.push((number as u8, *place)),
+                    _ => {}
+                }
+            }
+            let Some((cell, bytes)) = sound else { return Ok(false) };
+            for (number, place) in bad {
+                let bytes = cell.copy_for(number, &bytes);
+                self.torn.push(TornCell { place, slot_offset: row.slot_offset, bytes });
             }
         }
         Ok(true)

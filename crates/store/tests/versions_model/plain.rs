@@ -6,21 +6,21 @@ use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::{NewRef, Op};
 use aegisfs_format::value::{Inode, branch_of};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 /// Windows of a file that are written to.
 const WINDOWS: u64 = 4;
 
 /// Where a run of a file begins, its length, its chunk, and where it begins in that.
-pub type Run = (u64, u64, ChunkId, u32);
+pub(crate) type Run = (u64, u64, ChunkId, u32);
 
 /// The places at which references may begin and end: quarters of windows, and one byte to each side.
-pub fn cuts() -> Vec<u64> {
-    let mut cuts = vec![0, 1];
-    for quarter in 1..=WINDOWS * 4 {
-        let at = quarter * (WINDOW_BYTES / 4);
-        cuts.extend([at - 1, at, at + 1]);
-    }
-    cuts
+pub(crate) fn cuts() -> &'static [u64] {
+    static CUTS: LazyLock<Vec<u64>> = LazyLock::new(|| {
+        let quarters = (1..=WINDOWS * 4).map(|quarter| quarter * (WINDOW_BYTES / 4));
+        [0, 1].into_iter().chain(quarters.flat_map(|at| [at - 1, at, at + 1])).collect()
+    });
+    &CUTS
 }
 
 /// A file: what each stretch between two cuts refers to.
@@ -29,14 +29,14 @@ struct Content(BTreeMap<u64, (ChunkId, u32)>);
 
 /// Everything that one view sees.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plain {
-    pub stems: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+pub(crate) struct Plain {
+    pub(crate) stems: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
     files: BTreeMap<InodeId, Content>,
 }
 
 impl Plain {
     /// The runs of a file, neighbours that continue each other being one.
-    pub fn runs(&self) -> BTreeMap<InodeId, Vec<Run>> {
+    pub(crate) fn runs(&self) -> BTreeMap<InodeId, Vec<Run>> {
         let cuts = cuts();
         let mut files = BTreeMap::new();
         for (inode, content) in &self.files {
@@ -50,7 +50,7 @@ impl Plain {
         files
     }
 
-    pub fn chunks(&self) -> impl Iterator<Item = ChunkId> {
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = ChunkId> {
         self.files.values().flat_map(|content| content.0.values().map(|(chunk, _)| *chunk))
     }
 
@@ -82,7 +82,7 @@ impl Plain {
 }
 
 /// Joins runs that continue each other; they are in order.
-pub fn joined(runs: impl Iterator<Item = Run>) -> Vec<Run> {
+pub(crate) fn joined(runs: impl Iterator<Item = Run>) -> Vec<Run> {
     let mut all: Vec<Run> = Vec::new();
     for (offset, length, chunk, in_chunk) in runs {
         match all.last_mut() {
@@ -100,17 +100,17 @@ pub fn joined(runs: impl Iterator<Item = Run>) -> Vec<Run> {
 }
 
 /// Bytes that stand only in the log: by file and write, its parts in order, each byte by its offset.
-pub type PendingBytes = BTreeMap<(InodeId, Sequence), Vec<BTreeMap<u64, u8>>>;
+pub(crate) type PendingBytes = BTreeMap<(InodeId, Sequence), Vec<BTreeMap<u64, u8>>>;
 
 /// A branch that can be written to.
 #[derive(Clone, Debug, Default)]
-pub struct Line {
-    pub now: Plain,
-    pub pending: PendingBytes,
+pub(crate) struct Line {
+    pub(crate) now: Plain,
+    pub(crate) pending: PendingBytes,
 }
 
 impl Line {
-    pub fn apply(&mut self, op: &Op, sequence: Sequence) {
+    pub(crate) fn apply(&mut self, op: &Op, sequence: Sequence) {
         match op {
             Op::PutVersion { table, stem, value } => {
                 self.now.stems.insert((*table, stem.clone()), value.clone());
@@ -138,32 +138,32 @@ impl Line {
 
 /// A pinned epoch.
 #[derive(Clone, Debug)]
-pub struct Kept {
-    pub name: Option<Vec<u8>>,
-    pub then: Plain,
+pub(crate) struct Kept {
+    pub(crate) name: Option<Vec<u8>>,
+    pub(crate) then: Plain,
 }
 
 /// All of history.
 #[derive(Clone, Debug, Default)]
-pub struct History {
-    pub open: BTreeMap<BranchId, Line>,
-    pub kept: BTreeMap<EpochId, Kept>,
+pub(crate) struct History {
+    pub(crate) open: BTreeMap<BranchId, Line>,
+    pub(crate) kept: BTreeMap<EpochId, Kept>,
     /// Where each branch that still exists began.
-    pub origins: BTreeMap<BranchId, Option<EpochId>>,
+    pub(crate) origins: BTreeMap<BranchId, Option<EpochId>>,
     /// Branches shown by volumes.
-    pub volumes: BTreeMap<Vec<u8>, BranchId>,
+    pub(crate) volumes: BTreeMap<Vec<u8>, BranchId>,
 }
 
 impl History {
     /// Snapshots of a branch by age, or of all branches.
-    pub fn named(&self, branch: Option<BranchId>) -> Vec<EpochId> {
+    pub(crate) fn named(&self, branch: Option<BranchId>) -> Vec<EpochId> {
         let wanted = |epoch: EpochId| branch.is_none_or(|branch| branch_of(epoch) == branch);
         let named = self.kept.iter().filter(|(epoch, kept)| kept.name.is_some() && wanted(**epoch));
         named.map(|(epoch, _)| *epoch).collect()
     }
 
     /// Forgets epochs that nothing names and no branch begins at, and branches of which nothing is left.
-    pub fn forget_unheld(&mut self) {
+    pub(crate) fn forget_unheld(&mut self) {
         loop {
             let origins: BTreeSet<_> = self.origins.values().flatten().copied().collect();
             let before = (self.kept.len(), self.origins.len());
@@ -177,7 +177,7 @@ impl History {
     }
 
     /// Every chunk that anything refers to.
-    pub fn chunks(&self) -> BTreeSet<ChunkId> {
+    pub(crate) fn chunks(&self) -> BTreeSet<ChunkId> {
         let open = self.open.values().flat_map(|line| line.now.chunks());
         open.chain(self.kept.values().flat_map(|kept| kept.then.chunks())).collect()
     }

@@ -1,0 +1,208 @@
+//! Single cases that once were wrong, or that random histories rarely reach.
+
+use aegisfs_base::{
+    BranchId, ChunkId, EpochId, InodeId, RowIndex, SegmentId, Sequence, SlotIndex, Timestamp,
+};
+use aegisfs_format::descriptor::{Descriptor, FramePlace};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::{NewRef, Op, Transaction};
+use aegisfs_format::value::{self, Branch, Segment, SegmentState, Volume};
+use aegisfs_store::apply::{Effects, apply};
+use aegisfs_store::branches::{self, BranchError};
+use aegisfs_store::versions::{Head, read_branch, write_branch};
+use aegisfs_store::{MapTables, StoreError, Tables, View};
+use std::ops::ControlFlow;
+
+const MAIN: BranchId = BranchId(0);
+const FILE: InodeId = InodeId(2);
+
+fn pool() -> MapTables {
+    let mut tables = MapTables::default();
+    let first = EpochId(1);
+    write_branch(&mut tables, MAIN, &Branch { origin: None, first, head: first, pinned: None });
+    tables
+}
+
+fn commit(tables: &mut MapTables, sequence: u64, ops: Vec<Op>) -> Result<Effects, StoreError> {
+    let epoch = read_branch(tables, MAIN).unwrap().head;
+    apply(tables, &Transaction { sequence: Sequence(sequence), branch: MAIN, epoch, ops })
+}
+
+fn open_segment() -> Op {
+    let value = Segment {
+        state: SegmentState::Open,
+        shards: (1, 0),
+        tier: 0,
+        policy: 0,
+        key_domain: 0,
+        live_bytes: 0,
+        written_bytes: 0,
+        opened: 0,
+        rows: 0,
+        placements: vec![(aegisfs_base::DeviceIndex(0), SlotIndex(1))],
+    };
+    Op::Put { table: Table::Segments, key: key::segment(SegmentId(1)).to_vec(), value: value.encode() }
+}
+
+fn new_chunk(chunk: u64) -> Op {
+    let frame = FramePlace {
+        segment: SegmentId(1),
+        row: RowIndex(0),
+        cell: 0,
+        slot_offset: 4096,
+        stored_bytes: 10,
+        plain_bytes: 20,
+        codec: 0,
+        key_domain: 0,
+    };
+    let descriptor = Descriptor {
+        frame,
+        offset_in_frame: 0,
+        plain_bytes: 20,
+        charged_bytes: 10,
+        references: 0,
+        damaged: false,
+        hash: [7; 32],
+    };
+    Op::NewChunk { chunk: ChunkId(chunk), descriptor }
+}
+
+fn refer(chunk: u64) -> Op {
+    let references = vec![NewRef { offset: 0, length: 20, chunk: ChunkId(chunk), offset_in_chunk: 0 }];
+    Op::Replace { inode: FILE, from: 0, to: 20, pending_up_to: Sequence(0), references }
+}
+
+fn hole(from: u64, to: u64, up_to: u64) -> Op {
+    Op::Replace { inode: FILE, from, to, pending_up_to: Sequence(up_to), references: Vec::new() }
+}
+
+fn seal() -> Op {
+    Op::SealSegment { segment: SegmentId(1), rows: 1 }
+}
+
+fn segment(tables: &MapTables) -> Option<Segment> {
+    let stored = tables.get(Table::Segments, &key::segment(SegmentId(1))).unwrap();
+    stored.map(|stored| Segment::decode(&stored).unwrap())
+}
+
+#[test]
+fn a_segment_that_loses_its_last_chunk_and_gains_one_in_the_same_change_stays() {
+    let mut tables = pool();
+    commit(&mut tables, 1, vec![open_segment(), new_chunk(1), refer(1)]).unwrap();
+    // Once the old chunk's death freed the segment before the new one was charged to it.
+    let effects = commit(&mut tables, 2, vec![seal(), new_chunk(2), refer(2)]).unwrap();
+    assert!(effects.freed.is_empty());
+    let found = segment(&tables).unwrap();
+    assert_eq!((found.live_bytes, found.written_bytes, found.state), (10, 20, SegmentState::Sealed));
+    let effects = commit(&mut tables, 3, vec![hole(0, 20, 0)]).unwrap();
+    assert_eq!((effects.freed.len(), segment(&tables)), (1, None));
+}
+
+#[test]
+fn a_segment_sealed_with_nothing_but_a_chunk_written_in_vain_is_freed() {
+    let mut tables = pool();
+    // Once nothing ever looked at it again.
+    let effects = commit(&mut tables, 1, vec![open_segment(), new_chunk(1), seal()]).unwrap();
+    assert_eq!(effects.freed.len(), 1);
+    assert_eq!(effects.freed[0].1.written_bytes, 10);
+    assert_eq!(segment(&tables), None);
+    assert_eq!((effects.born, effects.died), (vec![], vec![]));
+}
+
+fn pending(tables: &MapTables) -> Vec<u8> {
+    let mut bytes = vec![b'.'; 30];
+    tables
+        .scan_prefix(Table::Pending, &[], &mut |_, stored| {
+            let (offset, found) = value::decode_pending(stored).unwrap();
+            bytes[offset as usize..offset as usize + found.len()].copy_from_slice(found);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    bytes
+}
+
+fn write(offset: u64, bytes: &[u8]) -> Op {
+    Op::Pending { inode: FILE, offset, bytes: bytes.to_vec() }
+}
+
+#[test]
+fn what_is_left_behind_a_hole_in_pending_bytes_stays_under_what_came_later() {
+    let mut tables = pool();
+    commit(&mut tables, 5, vec![write(0, &[b'a'; 20]), write(10, b"bbb")]).unwrap();
+    // Once the tail of the first piece sorted behind the second and hid it.
+    commit(&mut tables, 6, vec![hole(4, 6, 5)]).unwrap();
+    assert_eq!(pending(&tables), b"aaaa..aaaabbbaaaaaaa..........");
+    commit(&mut tables, 7, vec![hole(7, 8, 5), hole(2, 3, 5)]).unwrap();
+    assert_eq!(pending(&tables), b"aa.a..a.aabbbaaaaaaa..........");
+}
+
+#[test]
+fn pending_bytes_put_after_a_trim_in_the_same_change_take_nobodys_place() {
+    let mut tables = pool();
+    // Once the number of pieces left gave the next its place, and it took that of the second.
+    let ops = vec![write(0, b"aaa"), write(10, b"bbb"), hole(0, 5, 9), write(20, b"ccc")];
+    commit(&mut tables, 9, ops).unwrap();
+    assert_eq!(pending(&tables), b"..........bbb.......ccc.......");
+}
+
+#[test]
+fn a_window_that_a_hole_does_not_touch_is_not_written_again() {
+    let mut tables = pool();
+    commit(&mut tables, 1, vec![open_segment(), new_chunk(1), refer(1)]).unwrap();
+    branches::create_snapshot(&mut tables, MAIN, b"s", Timestamp(0)).unwrap();
+    let before = tables.clone();
+    commit(&mut tables, 2, vec![hole(20, 1 << 20, 0)]).unwrap();
+    assert!(tables == before);
+}
+
+#[test]
+fn a_branch_does_not_see_what_forks_write_meanwhile() {
+    let mut tables = pool();
+    let at = branches::create_snapshot(&mut tables, MAIN, b"s", Timestamp(0)).unwrap();
+    let clone = branches::fork(&mut tables, at).unwrap();
+    branches::create_snapshot(&mut tables, MAIN, b"t", Timestamp(0)).unwrap();
+    let (main, clone) = (Head::of_branch(&tables, MAIN).unwrap(), Head::of_branch(&tables, clone).unwrap());
+    assert!(!main.view.contains(clone.epoch) && !clone.view.contains(main.epoch));
+    assert!(clone.view.contains(at) && clone.is_pinned(at) && !clone.is_pinned(clone.epoch));
+}
+
+#[test]
+fn refusals_name_their_reason_and_change_nothing() {
+    let mut tables = pool();
+    let at = branches::create_snapshot(&mut tables, MAIN, b"s", Timestamp(0)).unwrap();
+    branches::write_volume(&mut tables, b"main", &Volume { head: MAIN });
+    commit(&mut tables, 1, vec![write(0, b"x")]).unwrap();
+    let before = tables.clone();
+    let snapshot = |tables: &mut MapTables, branch, name: &[u8]| {
+        branches::create_snapshot(tables, branch, name, Timestamp(0)).unwrap_err()
+    };
+    for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
+        assert!(matches!(snapshot(&mut tables, MAIN, name), BranchError::Name), "{name:?}");
+    }
+    assert!(matches!(snapshot(&mut tables, MAIN, b"s"), BranchError::Exists));
+    assert!(matches!(snapshot(&mut tables, MAIN, b"t"), BranchError::Unflushed));
+    assert!(matches!(snapshot(&mut tables, BranchId(9), b"t"), BranchError::Missing));
+    let missing = [
+        branches::delete_snapshot(&mut tables, MAIN, b"t").unwrap_err(),
+        branches::fork(&mut tables, at.next()).unwrap_err(),
+        branches::rollback(&mut tables, b"other", at).unwrap_err(),
+        branches::rollback(&mut tables, b"main", at.next()).unwrap_err(),
+        branches::delete_branch(&mut tables, BranchId(9)).unwrap_err(),
+    ];
+    assert!(missing.iter().all(|error| matches!(error, BranchError::Missing)), "{missing:?}");
+    assert!(matches!(branches::delete_branch(&mut tables, MAIN), Err(BranchError::InUse)));
+    assert!(View::of_branch(&tables, MAIN, EpochId(0)).is_err());
+    assert!(tables == before);
+}
+
+#[test]
+fn nothing_is_written_to_a_closed_branch() {
+    let mut tables = pool();
+    branches::create_snapshot(&mut tables, MAIN, b"s", Timestamp(0)).unwrap();
+    branches::delete_branch(&mut tables, MAIN).unwrap();
+    let epoch = EpochId(2);
+    let transaction = Transaction { sequence: Sequence(3), branch: MAIN, epoch, ops: Vec::new() };
+    assert!(matches!(apply(&mut tables, &transaction), Err(StoreError::Inconsistent { .. })));
+    branches::delete_snapshot(&mut tables, MAIN, b"s").unwrap();
+    assert_eq!(tables.iter().count(), 0, "with its last snapshot the branch goes");
+}
