@@ -98,8 +98,11 @@ impl Pool {
             compat: 0,
             ro_compat: 0,
         };
-        let pool =
-            Arc::new(Self::assemble(members, slots, State { superblock, map: Vec::new(), provisional: true }));
+        let pool = Arc::new(Self::assemble(
+            members,
+            slots,
+            State { superblock, map: Vec::new(), provisional: true },
+        ));
         pool.create_log(options, total)?;
         Ok(pool)
     }
@@ -160,16 +163,18 @@ fn check(devices: &[Arc<dyn Device>], options: &CreateOptions) -> Result<Redunda
     if let Some(device) = devices.iter().find(|d| d.bytes() < minimum) {
         return Err(PoolError::TooSmall { device: device.describe(), bytes: device.bytes(), minimum });
     }
-    let redundancy = options.redundancy.unwrap_or(Redundancy {
-        shards_data: 1,
-        shards_parity: u8::from(devices.len() > 1),
-    });
+    let redundancy = options
+        .redundancy
+        .unwrap_or(Redundancy { shards_data: 1, shards_parity: u8::from(devices.len() > 1) });
     if redundancy.shards_data != 1 {
         return impossible("erasure coding is not there yet; use single or mirror".into());
     }
     let members = usize::from(redundancy.shards_data + redundancy.shards_parity);
     if members > devices.len() {
-        return impossible(format!("{members} copies need {members} devices, and there are {}", devices.len()));
+        return impossible(format!(
+            "{members} copies need {members} devices, and there are {}",
+            devices.len()
+        ));
     }
     Ok(redundancy)
 }

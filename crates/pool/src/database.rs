@@ -15,9 +15,9 @@ mod pages;
 use crate::PoolError;
 use crate::pool::Pool;
 use crate::slots::Placement;
+use aegisfs_base::FaultKind;
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::sabotage::{Edge, removed};
-use aegisfs_base::FaultKind;
 use aegisfs_format::map::{MapEntry, MapOwner};
 use aegisfs_format::page::DatabaseSlotLayout;
 use groups::Groups;
@@ -177,7 +177,8 @@ impl Database {
             .collect();
         let blank = self.blank_sums(piece);
         let outcome = self.pool.write_copies(&places, self.layout.sum_block_offset(0, 0), &blank);
-        let outcome = outcome.and_then(|()| entries.iter().try_for_each(|e| self.pool.write_mapped_header(e)));
+        let outcome =
+            outcome.and_then(|()| entries.iter().try_for_each(|e| self.pool.write_mapped_header(e)));
         if let Err(error) = outcome {
             self.pool.abandon(&places);
             return Err(error);

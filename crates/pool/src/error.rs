@@ -53,7 +53,9 @@ pub enum PoolError {
         second: String,
     },
     /// Members are not there.
-    #[error("{missing} of {total} devices of the pool are missing ({names}); add them, or mount with -o degraded")]
+    #[error(
+        "{missing} of {total} devices of the pool are missing ({names}); add them, or mount with -o degraded"
+    )]
     Missing {
         /// How many.
         missing: usize,
@@ -73,7 +75,9 @@ pub enum PoolError {
         spare: usize,
     },
     /// A device shrank below what its superblock says.
-    #[error("{device} has {found} bytes, but was formatted with {expected}; it was truncated or is another device")]
+    #[error(
+        "{device} has {found} bytes, but was formatted with {expected}; it was truncated or is another device"
+    )]
     Shrunk {
         /// The device.
         device: String,
@@ -113,7 +117,9 @@ pub enum PoolError {
         page: u64,
     },
     /// A checksum block has no copy that verifies.
-    #[error("metadata database {database}: the checksums of pages {first} to {last} are damaged in every copy")]
+    #[error(
+        "metadata database {database}: the checksums of pages {first} to {last} are damaged in every copy"
+    )]
     PageSums {
         /// The database.
         database: u8,

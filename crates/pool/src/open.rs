@@ -1,10 +1,10 @@
 //! Opening a pool: which superblock counts, and who of its devices is in.
 
+use crate::PoolError;
 use crate::member::Member;
 use crate::pool::{Pool, State};
 use crate::slots::SlotTable;
 use crate::superblocks::{self, Found};
-use crate::PoolError;
 use aegisfs_base::{Incarnation, Rng};
 use aegisfs_device::Device;
 use aegisfs_format::layout::DeviceLayout;
@@ -67,9 +67,10 @@ impl Pool {
             members[index] = Some(member);
         }
         check_presence(&superblock, &members, options, &mut opening)?;
-        let slots = SlotTable::new(superblock.devices.iter().zip(&members).map(|(entry, member)| {
-            (entry.slots, writable && member.as_ref().is_some_and(Member::counted))
-        }));
+        let slots =
+            SlotTable::new(superblock.devices.iter().zip(&members).map(|(entry, member)| {
+                (entry.slots, writable && member.as_ref().is_some_and(Member::counted))
+            }));
         let pool = Self::assemble(members, slots, State { superblock, map, provisional: false });
         pool.set_read_only(!writable);
         pool.set_ended_in_order(!opening.dirty);
@@ -88,28 +89,22 @@ impl Pool {
         let incarnation = Incarnation(rng.next_u64() | 1);
         state.superblock.incarnations.insert(0, incarnation);
         state.superblock.incarnations.truncate(INCARNATIONS_KEPT);
-        state.superblock.dirty = true;
-        let since = state.superblock.generation.next();
-        for (entry, member) in state.superblock.devices.iter_mut().zip(&self.members) {
-            let counted = member.as_ref().is_some_and(Member::counted);
-            if !counted && entry.membership == Membership::In {
-                entry.membership = Membership::Out { since };
-            }
-        }
         // Twice: afterwards both slots of both areas are whole, whatever was damaged before.
-        self.publish(&mut state)?;
+        self.enter(&mut state)?;
         self.publish(&mut state)?;
         Ok(incarnation)
     }
 
-    /// Notes in the superblock that everything was put in order before the end.
+    /// Notes in the superblock that everything was put in order before the end. After a write or flush that
+    /// failed it is not: then the next life begins as after a crash.
     ///
     /// # Errors
     /// When a superblock cannot be written.
     pub fn end_incarnation(&self) -> Result<(), PoolError> {
+        // Or the superblock could arrive while what it calls in order does not.
+        self.flush()?;
         let mut state = self.state.lock();
-        state.superblock.dirty = false;
-        self.publish(&mut state)
+        self.leave(&mut state)
     }
 }
 
@@ -137,9 +132,8 @@ fn choose(found: &[(Arc<dyn Device>, Found)]) -> Result<usize, PoolError> {
             }
         }
     }
-    let calls_itself_in = |block: &Superblock| {
-        block.devices[usize::from(block.device.0)].membership == Membership::In
-    };
+    let calls_itself_in =
+        |block: &Superblock| block.devices[usize::from(block.device.0)].membership == Membership::In;
     (0..found.len())
         .filter(|n| calls_itself_in(&found[*n].1.superblock))
         .max_by_key(|n| found[*n].1.superblock.generation)

@@ -39,6 +39,10 @@ pub struct Pool {
     read_only: AtomicBool,
     /// The last life ended in order, so nothing can have been in flight when the pool was opened.
     ended_in_order: AtomicBool,
+    /// The superblock on the devices says that the pool is in use.
+    dirty: AtomicBool,
+    /// A write or flush failed that no other device made good: this life cannot end in order.
+    failed: AtomicBool,
     slot_bytes: u64,
     uuid: Uuid,
     redundancy: Redundancy,
@@ -51,6 +55,8 @@ impl Pool {
             slots: Mutex::new(slots),
             read_only: AtomicBool::new(false),
             ended_in_order: AtomicBool::new(false),
+            dirty: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             slot_bytes: u64::from(state.superblock.slot_bytes),
             uuid: state.superblock.pool,
             redundancy: Redundancy {
@@ -169,6 +175,46 @@ impl Pool {
             .ok_or(PoolError::Absent { device, slot: SlotIndex(0) })
     }
 
+    /// Sees to it that the superblock says that the pool is in use, and who is missing, before anything is
+    /// written to a slot. Otherwise a crash would look like an orderly end, and a missing member, once it
+    /// is back, like one that missed nothing.
+    pub(crate) fn ensure_dirty(&self) -> Result<(), PoolError> {
+        if self.dirty.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut state = self.state.lock();
+        if state.provisional || self.dirty.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.enter(&mut state)
+    }
+
+    /// Publishes that the pool is in use.
+    pub(crate) fn enter(&self, state: &mut State) -> Result<(), PoolError> {
+        let since = state.superblock.generation.next();
+        for (entry, member) in state.superblock.devices.iter_mut().zip(&self.members) {
+            let counted = member.as_ref().is_some_and(Member::counted);
+            if !counted && entry.membership == Membership::In {
+                entry.membership = Membership::Out { since };
+            }
+        }
+        state.superblock.dirty = true;
+        self.publish(state)?;
+        self.dirty.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Publishes that everything is in order, unless a failed write may have left something torn.
+    pub(crate) fn leave(&self, state: &mut State) -> Result<(), PoolError> {
+        if self.failed.load(Ordering::Acquire) {
+            tracing::warn!("a device failed during this life; the next one begins as after a crash");
+            return Ok(());
+        }
+        state.superblock.dirty = false;
+        self.dirty.store(false, Ordering::Release);
+        self.publish(state)
+    }
+
     /// Writes the next generation of superblock and map to every member that is in, and flushes.
     ///
     /// A member that fails is marked out by yet another generation on the others, if they can do without it.
@@ -191,9 +237,8 @@ impl Pool {
             for (index, member) in self.members.iter().enumerate() {
                 let Some(member) = member.as_ref().filter(|m| m.counted()) else { continue };
                 state.superblock.device = DeviceIndex(index as u16);
-                let outcome = superblocks::write(member, &state.superblock, &map_bytes).and_then(|()| {
-                    if removed(Edge::SuperblockFlush) { Ok(()) } else { member.flush() }
-                });
+                let outcome = superblocks::write(member, &state.superblock, &map_bytes)
+                    .and_then(|()| if removed(Edge::SuperblockFlush) { Ok(()) } else { member.flush() });
                 if let Err(error) = outcome {
                     failed = Some((index, error));
                     break;
@@ -216,6 +261,7 @@ impl Pool {
         // One that is absent counts as lost too, even before the superblock calls it out.
         let lost = self.members.iter().filter(|m| !m.as_ref().is_some_and(Member::counted)).count();
         if lost >= usize::from(self.redundancy.shards_parity) {
+            self.failed.store(true, Ordering::Release);
             return Err(error.into());
         }
         tracing::error!(%error, device = index, "a device failed and is left out from now on");
@@ -262,15 +308,12 @@ impl Pool {
             return flush_one(only);
         }
         std::thread::scope(|scope| {
-            let waiting: Vec<_> = dirty
-                .iter()
-                .skip(1)
-                .map(|index| scope.spawn(move || flush_one(*index)))
-                .collect();
+            let waiting: Vec<_> =
+                dirty.iter().skip(1).map(|index| scope.spawn(move || flush_one(*index))).collect();
             let first = dirty.first().map_or(Ok(()), |index| flush_one(*index));
-            waiting.into_iter().fold(first, |so_far, thread| {
-                so_far.and(thread.join().expect("a flush does not panic"))
-            })
+            waiting
+                .into_iter()
+                .fold(first, |so_far, thread| so_far.and(thread.join().expect("a flush does not panic")))
         })
     }
 }

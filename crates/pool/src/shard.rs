@@ -40,6 +40,7 @@ impl Pool {
             return Ok(());
         }
         assert!(offset + data.len() as u64 <= self.slot_bytes(), "a write stays within its slot");
+        self.ensure_dirty()?;
         match member.write(member.layout.slot_offset(slot) + offset, data) {
             Ok(()) => Ok(()),
             Err(error) => self.expel(device, error),
@@ -50,7 +51,12 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::write_slot`], and when none of the copies is on a member that counts.
-    pub(crate) fn write_copies(&self, places: &[Placement], offset: u64, data: &[u8]) -> Result<(), PoolError> {
+    pub(crate) fn write_copies(
+        &self,
+        places: &[Placement],
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), PoolError> {
         for place in places {
             self.write_slot(*place, offset, data)?;
         }

@@ -113,8 +113,9 @@ impl SlotTable {
 
     /// Slots for a segment: on different devices, those with the most room first.
     pub(crate) fn place(&mut self, members: usize) -> Result<Vec<Placement>, PoolError> {
-        let mut order: Vec<usize> =
-            (0..self.devices.len()).filter(|d| self.devices[*d].usable && self.devices[*d].free > 0).collect();
+        let mut order: Vec<usize> = (0..self.devices.len())
+            .filter(|d| self.devices[*d].usable && self.devices[*d].free > 0)
+            .collect();
         if order.len() < members {
             return Err(PoolError::NoSpace { purpose: "a segment" });
         }
@@ -134,8 +135,7 @@ impl SlotTable {
     /// What room there is for segments of so many members.
     pub(crate) fn space(&self, members: usize) -> Space {
         let freeing = |d: &DeviceSlots| d.states.iter().filter(|s| **s == SlotState::Freeing).count() as u64;
-        let free: Vec<u64> =
-            self.devices.iter().filter(|d| d.usable).map(|d| u64::from(d.free)).collect();
+        let free: Vec<u64> = self.devices.iter().filter(|d| d.usable).map(|d| u64::from(d.free)).collect();
         Space {
             slots: self.devices.iter().map(|d| d.states.len() as u64).sum(),
             free: self.devices.iter().map(|d| u64::from(d.free)).sum(),

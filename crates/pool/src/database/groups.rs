@@ -29,8 +29,13 @@ impl Groups {
         if self.loaded.len() <= GROUPS_KEPT_MAX {
             return;
         }
-        let clean: Vec<_> =
-            self.loaded.keys().filter(|k| !self.dirty.contains(k)).take(GROUPS_KEPT_MAX / 4).copied().collect();
+        let clean: Vec<_> = self
+            .loaded
+            .keys()
+            .filter(|k| !self.dirty.contains(k))
+            .take(GROUPS_KEPT_MAX / 4)
+            .copied()
+            .collect();
         self.trims += 1;
         for key in clean {
             self.loaded.remove(&key);

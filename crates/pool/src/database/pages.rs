@@ -38,7 +38,7 @@ impl Database {
     pub(super) fn read_bytes(&self, offset: u64, out: &mut [u8]) -> Result<(), PoolError> {
         let block = BLOCK_BYTES as u64;
         let (first, end) = (offset / block, (offset + out.len() as u64).div_ceil(block));
-        let aligned = offset % block == 0 && out.len() % BLOCK_BYTES == 0;
+        let aligned = offset.is_multiple_of(block) && out.len().is_multiple_of(BLOCK_BYTES);
         if aligned {
             return self.read_pages(first, out);
         }

@@ -1,0 +1,278 @@
+//! The face of a filesystem: each operation decoded, called, encoded.
+
+use crate::abi::{
+    CreateIn, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ForgetOne, GetxattrOut, LseekOut, OpenOut, ReadIn,
+    SetattrIn, StatfsOut, WRITE_CACHE, WriteOut, fattr,
+};
+use crate::reply::{DirentPlace, Reply, entry_out};
+use crate::request::{Operation, Request};
+use crate::session::Handler;
+use aegisfs_base::{InodeId, Timestamp};
+use aegisfs_fs::{
+    Caller, Changes, CopyEnd, Errno, Fs, FsError, HandleId, Kind, MakeOptions, RenameFlags, TimeChange,
+    Whence, XattrMode,
+};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use zerocopy::FromBytes;
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+const RENAME_NOREPLACE: u32 = 1;
+const RENAME_EXCHANGE: u32 = 2;
+const XATTR_CREATE: u32 = 1;
+const XATTR_REPLACE: u32 = 2;
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+/// A reply tells copied bytes in 32 bits.
+const COPY_BYTES_MAX: u64 = 1 << 30;
+
+/// Answers requests with a filesystem.
+pub struct FsFace {
+    fs: Arc<Fs>,
+}
+
+impl FsFace {
+    /// The face of a filesystem.
+    pub const fn new(fs: Arc<Fs>) -> Self {
+        Self { fs }
+    }
+}
+
+impl Handler for FsFace {
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
+        self.dispatch(request, reply).map_err(|error| {
+            if let FsError::Store(fault) = &error {
+                tracing::error!(%fault, opcode = request.opcode, inode = request.node, "an operation failed");
+            }
+            error.errno()
+        })
+    }
+}
+
+impl FsFace {
+    fn dispatch(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), FsError> {
+        use Operation as O;
+        let fs = &*self.fs;
+        let node = InodeId(request.node);
+        match request.operation {
+            O::Lookup { name } => match fs.lookup(node, name) {
+                Ok(found) => reply.entry(&found),
+                Err(FsError::NotFound) if fs.getattr(node).is_ok() => reply.negative_entry(),
+                Err(error) => return Err(error),
+            },
+            O::Forget { count } => fs.forget(node, count),
+            O::BatchForget { entries } => {
+                for entry in entries.chunks_exact(size_of::<ForgetOne>()) {
+                    if let Ok(entry) = ForgetOne::read_from_bytes(entry) {
+                        fs.forget(InodeId(entry.nodeid), entry.nlookup);
+                    }
+                }
+            }
+            O::Getattr => reply.attributes(&fs.getattr(node)?),
+            O::Statx(_) => reply.statx(&fs.getattr(node)?),
+            O::Setattr(input) => reply.attributes(&fs.setattr(node, &changes(&input))?),
+            O::Readlink => reply.push_bytes(&fs.readlink(node)?),
+            O::Symlink { name, target } => {
+                reply.entry(&fs.make(node, name, Kind::Symlink(target), &options(request, 0o777))?);
+            }
+            O::Mknod { input, name } => {
+                let kind = match input.mode & S_IFMT {
+                    0 | S_IFREG => Kind::File,
+                    format => Kind::Special(format, input.rdev),
+                };
+                reply.entry(&fs.make(node, name, kind, &options(request, input.mode))?);
+            }
+            O::Mkdir { input, name } => {
+                reply.entry(&fs.make(node, name, Kind::Directory, &options(request, input.mode))?);
+            }
+            O::Unlink { name } => fs.unlink(node, name)?,
+            O::Rmdir { name } => fs.rmdir(node, name)?,
+            O::Rename { new_parent, flags, old, new } => {
+                fs.rename(node, old, InodeId(new_parent), new, rename_flags(flags)?)?;
+            }
+            O::Link { source, name } => reply.entry(&fs.link(InodeId(source), node, name)?),
+            _ => return self.dispatch_handles(request, reply),
+        }
+        Ok(())
+    }
+
+    /// Operations on open files and directories, and the rest.
+    fn dispatch_handles(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), FsError> {
+        use Operation as O;
+        let fs = &*self.fs;
+        let node = InodeId(request.node);
+        match request.operation {
+            O::Open { .. } => open(fs.open(node)?, FOPEN_KEEP_CACHE, reply),
+            O::Opendir => open(fs.open(node)?, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply),
+            O::Create { input, name } => {
+                let (made, handle) = fs.create(node, name, &options(request, input.mode))?;
+                reply.entry(&made);
+                open(handle, FOPEN_KEEP_CACHE, reply);
+            }
+            O::Tmpfile(CreateIn { mode, .. }) => {
+                let made = fs.tmpfile(node, &options(request, mode))?;
+                reply.entry(&made);
+                open(fs.open(made.id)?, FOPEN_KEEP_CACHE, reply);
+            }
+            O::Read(input) => {
+                let count = fs.read(
+                    HandleId(input.fh),
+                    input.offset,
+                    reply.space(input.size as usize),
+                )?;
+                reply.truncate(count);
+            }
+            O::Write { input, data } => {
+                let cached = input.write_flags & WRITE_CACHE != 0;
+                let count = fs.write_with(HandleId(input.fh), input.offset, data, cached)?;
+                reply.push(&WriteOut { size: count as u32, padding: 0 });
+            }
+            O::Release { handle } | O::Releasedir { handle } => fs.release(HandleId(handle))?,
+            O::Fsync { handle } | O::Fsyncdir { handle } => fs.fsync(HandleId(handle))?,
+            O::Readdir(input) => self.readdir(node, &input, false, reply)?,
+            O::Readdirplus(input) => self.readdir(node, &input, true, reply)?,
+            O::Fallocate(input) => {
+                fs.fallocate(HandleId(input.fh), input.offset, input.length, input.mode)?;
+            }
+            O::Lseek(input) => {
+                let whence = match input.whence {
+                    SEEK_DATA => Whence::Data,
+                    SEEK_HOLE => Whence::Hole,
+                    _ => return Err(FsError::Invalid),
+                };
+                reply.push(&LseekOut { offset: fs.lseek(HandleId(input.fh), input.offset, whence)? });
+            }
+            O::CopyFileRange(input) => {
+                let from = CopyEnd { handle: HandleId(input.fh_in), offset: input.off_in };
+                let to = CopyEnd { handle: HandleId(input.fh_out), offset: input.off_out };
+                let copied = fs.copy_range(from, to, input.len.min(COPY_BYTES_MAX))?;
+                reply.push(&WriteOut { size: copied as u32, padding: 0 });
+            }
+            O::Statfs => self.statfs(reply)?,
+            _ => return self.dispatch_xattrs(request, reply),
+        }
+        Ok(())
+    }
+
+    fn dispatch_xattrs(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), FsError> {
+        use Operation as O;
+        let node = InodeId(request.node);
+        match request.operation {
+            O::Setxattr { name, value, flags } => {
+                let mode = match flags {
+                    0 => XattrMode::Any,
+                    XATTR_CREATE => XattrMode::Create,
+                    XATTR_REPLACE => XattrMode::Replace,
+                    _ => return Err(FsError::Invalid),
+                };
+                self.fs.setxattr(node, name, value, mode)
+            }
+            O::Getxattr { name, size } => sized(&self.fs.getxattr(node, name)?, size, reply),
+            O::Listxattr { size } => {
+                let mut list = Vec::new();
+                for name in self.fs.listxattr(node)? {
+                    list.extend_from_slice(&name);
+                    list.push(0);
+                }
+                sized(&list, size, reply)
+            }
+            O::Removexattr { name } => self.fs.removexattr(node, name),
+            _ => Err(FsError::NotSupported),
+        }
+    }
+
+    fn readdir(&self, node: InodeId, input: &ReadIn, plus: bool, reply: &mut Reply) -> Result<(), FsError> {
+        let room = input.size as usize;
+        self.fs.readdir(node, input.offset, &mut |entry| {
+            let place = DirentPlace {
+                node: entry.id.0,
+                cookie: entry.cookie,
+                kind: entry.kind,
+                name: &entry.name,
+            };
+            let fits = if plus {
+                // The kernel takes no reference from "." and "..", nor from what went meanwhile.
+                let own = matches!(&entry.name[..], b"." | b"..");
+                let found = if own { None } else { self.fs.entry_attributes(entry.id, false).ok() };
+                let out = found.as_ref().map(entry_out).unwrap_or_default();
+                let fits = reply.dirent(room, &place, Some(&out));
+                if fits && found.is_some() {
+                    let _ = self.fs.entry_attributes(entry.id, true);
+                }
+                fits
+            } else {
+                reply.dirent(room, &place, None)
+            };
+            if fits { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+    }
+
+    fn statfs(&self, reply: &mut Reply) -> Result<(), FsError> {
+        let room = self.fs.statfs()?;
+        reply.push(&StatfsOut {
+            blocks: room.blocks,
+            bfree: room.blocks_free,
+            bavail: room.blocks_free,
+            files: room.inodes,
+            ffree: room.inodes_free,
+            bsize: room.block_bytes,
+            namelen: room.name_bytes_max,
+            frsize: room.block_bytes,
+            padding: 0,
+            spare: [0; 6],
+        });
+        Ok(())
+    }
+}
+
+fn open(handle: HandleId, open_flags: u32, reply: &mut Reply) {
+    reply.push(&OpenOut { fh: handle.0, open_flags, backing_id: 0 });
+}
+
+fn options(request: &Request<'_>, mode: u32) -> MakeOptions {
+    MakeOptions { caller: Caller { uid: request.uid, gid: request.gid }, permissions: mode & 0o7_777 }
+}
+
+fn rename_flags(flags: u32) -> Result<RenameFlags, FsError> {
+    if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 {
+        return Err(FsError::Invalid);
+    }
+    Ok(RenameFlags {
+        no_replace: flags & RENAME_NOREPLACE != 0,
+        exchange: flags & RENAME_EXCHANGE != 0,
+    })
+}
+
+fn changes(input: &SetattrIn) -> Changes {
+    let has = |bit: u32| input.valid & bit != 0;
+    let time = |bit: u32, now: u32, seconds: u64, nanoseconds: u32| {
+        if has(now) {
+            return Some(TimeChange::Now);
+        }
+        has(bit).then(|| TimeChange::To(Timestamp::from_parts(seconds as i64, nanoseconds)))
+    };
+    Changes {
+        permissions: has(fattr::MODE).then_some(input.mode & 0o7_777),
+        uid: has(fattr::UID).then_some(input.uid),
+        gid: has(fattr::GID).then_some(input.gid),
+        size: has(fattr::SIZE).then_some(input.size),
+        atime: time(fattr::ATIME, fattr::ATIME_NOW, input.atime, input.atimensec),
+        mtime: time(fattr::MTIME, fattr::MTIME_NOW, input.mtime, input.mtimensec),
+        ctime: has(fattr::CTIME).then(|| Timestamp::from_parts(input.ctime as i64, input.ctimensec)),
+    }
+}
+
+/// Answers with bytes, or with their number when the kernel only asks for that.
+fn sized(bytes: &[u8], size: u32, reply: &mut Reply) -> Result<(), FsError> {
+    if size == 0 {
+        reply.push(&GetxattrOut { size: bytes.len() as u32, padding: 0 });
+        return Ok(());
+    }
+    if bytes.len() > size as usize {
+        return Err(FsError::Range);
+    }
+    reply.push_bytes(bytes);
+    Ok(())
+}
+

@@ -1,0 +1,198 @@
+//! A session: negotiation, then reader threads that each run a request to its end.
+
+use crate::abi::{InitIn, InitOut, MINOR_MIN, VERSION, init};
+use crate::counters::{Counters, OpcodeCount};
+use crate::reply::Reply;
+use crate::request::{Operation, Request};
+use aegisfs_fs::Errno;
+use rustix::io::Errno as Io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// Largest write and read; measured as the knee of throughput.
+const TRANSFER_BYTES: u32 = 1 << 20;
+/// Room for a request's header besides the largest write.
+const REQUEST_ROOM: usize = 64 << 10;
+/// Requests that the kernel sends without waiting, and from when on it slows down.
+const BACKGROUND: (u16, u16) = (64, 48);
+const EPROTO: Errno = Errno(71);
+const ENOSYS: Errno = Errno(38);
+
+/// Answers requests. The reply's body is what it pushes; an error discards it.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// The number that the kernel is to see.
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno>;
+}
+
+/// How a session runs.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// Let the kernel keep written data for a while.
+    pub writeback: bool,
+    /// Reader threads.
+    pub threads: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { writeback: true, threads: std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8) }
+    }
+}
+
+struct Shared<H> {
+    device: OwnedFd,
+    handler: H,
+    options: SessionOptions,
+    counters: Counters,
+    ended: AtomicBool,
+}
+
+/// The running threads.
+pub struct Session<H: Handler> {
+    shared: Arc<Shared<H>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<H: Handler> Session<H> {
+    /// Starts to serve a connection.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(device: OwnedFd, handler: H, options: SessionOptions) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            device,
+            handler,
+            options,
+            counters: Counters::default(),
+            ended: AtomicBool::new(false),
+        });
+        let mut threads = Vec::new();
+        for number in 0..options.threads.max(1) {
+            let shared = Arc::clone(&shared);
+            let builder = std::thread::Builder::new().name(format!("fuse-{number}"));
+            threads.push(builder.spawn(move || serve(&shared))?);
+        }
+        Ok(Self { shared, threads })
+    }
+
+    /// What answers the requests.
+    pub fn handler(&self) -> &H {
+        &self.shared.handler
+    }
+
+    /// How often each opcode came.
+    pub fn counts(&self) -> Vec<OpcodeCount> {
+        self.shared.counters.all()
+    }
+
+    /// Whether the kernel has ended the connection.
+    pub fn ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// Waits until the kernel ends the connection, which it does when the mount goes.
+    pub fn wait(&mut self) {
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread that serves requests died");
+            }
+        }
+    }
+}
+
+fn serve<H: Handler>(shared: &Shared<H>) {
+    let mut buffer = vec![0u8; TRANSFER_BYTES as usize + REQUEST_ROOM];
+    let mut reply = Reply::default();
+    loop {
+        let count = match rustix::io::read(shared.device.as_fd(), &mut buffer[..]) {
+            Ok(count) => count,
+            // A request was withdrawn, or a signal came.
+            Err(Io::NOENT | Io::INTR | Io::AGAIN) => continue,
+            Err(Io::NODEV) => break,
+            Err(error) => {
+                tracing::error!(%error, "requests can no longer be read");
+                break;
+            }
+        };
+        answer(shared, &buffer[..count], &mut reply);
+    }
+    shared.ended.store(true, Ordering::Release);
+}
+
+fn answer<H: Handler>(shared: &Shared<H>, bytes: &[u8], reply: &mut Reply) {
+    reply.clear();
+    let request = match Request::decode(bytes) {
+        Ok(request) => request,
+        Err(error) => {
+            tracing::error!(%error, "the kernel sent what cannot be read");
+            return;
+        }
+    };
+    shared.counters.note(request.opcode);
+    let outcome = match &request.operation {
+        Operation::Init(input) => negotiate(input, shared.options, reply),
+        // With a writeback cache the kernel has already written, and reported errors, by itself; it does
+        // not ask again after this answer.
+        Operation::Flush if shared.options.writeback => Err(ENOSYS),
+        Operation::Flush | Operation::Destroy => Ok(()),
+        // Requests run to their end; there is nothing to interrupt.
+        Operation::Interrupt { .. } => return,
+        Operation::Forget { .. } | Operation::BatchForget { .. } => {
+            // No answer is expected.
+            let _ = shared.handler.handle(&request, reply);
+            return;
+        }
+        Operation::Other => Err(ENOSYS),
+        _ => shared.handler.handle(&request, reply),
+    };
+    let bytes = reply.finish(request.unique, outcome);
+    match rustix::io::write(shared.device.as_fd(), bytes) {
+        Ok(_) | Err(Io::NOENT | Io::NODEV) => {}
+        Err(error) => tracing::error!(%error, opcode = request.opcode, "a reply was refused"),
+    }
+}
+
+fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Result<(), Errno> {
+    if input.major != VERSION.0 || input.minor < MINOR_MIN {
+        tracing::error!(major = input.major, minor = input.minor, "the kernel's protocol is too old");
+        return Err(EPROTO);
+    }
+    let offered = u64::from(input.flags) | u64::from(input.flags2) << 32;
+    let mut wanted = init::ASYNC_READ
+        | init::EXPORT_SUPPORT
+        | init::BIG_WRITES
+        | init::DO_READDIRPLUS
+        | init::READDIRPLUS_AUTO
+        | init::ASYNC_DIO
+        | init::PARALLEL_DIROPS
+        | init::MAX_PAGES
+        | init::CACHE_SYMLINKS
+        | init::EXPLICIT_INVAL_DATA
+        | init::SETXATTR_EXT
+        | init::INIT_EXT
+        | init::HAS_EXPIRE_ONLY
+        | init::DIRECT_IO_ALLOW_MMAP;
+    if options.writeback {
+        wanted |= init::WRITEBACK_CACHE;
+    }
+    let flags = wanted & offered;
+    reply.push(&InitOut {
+        major: VERSION.0,
+        minor: VERSION.1,
+        max_readahead: input.max_readahead.max(TRANSFER_BYTES),
+        flags: flags as u32,
+        max_background: BACKGROUND.0,
+        congestion_threshold: BACKGROUND.1,
+        max_write: TRANSFER_BYTES,
+        time_gran: 1,
+        max_pages: (TRANSFER_BYTES / 4096) as u16,
+        flags2: (flags >> 32) as u32,
+        ..InitOut::default()
+    });
+    Ok(())
+}
