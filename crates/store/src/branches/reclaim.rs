@@ -13,6 +13,8 @@ use std::ops::{ControlFlow, RangeInclusive};
 /// Entries gathered before they are acted upon.
 const BATCH: usize = 1024;
 
+/// The key of an entry.
+type Key = Vec<u8>;
 /// Epochs, both ends included.
 type Epochs = RangeInclusive<EpochId>;
 
@@ -57,7 +59,7 @@ fn deaths(
     end: &[u8],
     branch: BranchId,
     born: &Epochs,
-) -> Result<(Vec<Vec<u8>>, Option<Vec<u8>>), StoreError> {
+) -> Result<(Vec<Key>, Option<Key>), StoreError> {
     let mut batch = Vec::new();
     let mut next = Ok(None);
     tables.scan(Table::Superseded, start, Some(end), &mut |key, _| {
@@ -176,7 +178,7 @@ fn drop_epoch_of(
 ) -> Result<(), StoreError> {
     let mut cursor = Vec::new();
     loop {
-        let mut batch: Vec<Vec<u8>> = Vec::new();
+        let mut batch: Vec<Key> = Vec::new();
         let mut next = None;
         tables.scan(table, &cursor, None, &mut |key, _| {
             if key::split_version(key).is_ok_and(|(_, found)| found == epoch) {
@@ -219,7 +221,7 @@ fn drop_keys(tables: &mut dyn TablesMut, table: Table, start: &[u8], end: &[u8])
     }
 }
 
-fn keys(tables: &dyn Tables, table: Table, start: &[u8], end: &[u8]) -> Result<Vec<Vec<u8>>, StoreError> {
+fn keys(tables: &dyn Tables, table: Table, start: &[u8], end: &[u8]) -> Result<Vec<Key>, StoreError> {
     let mut batch = Vec::new();
     tables.scan(table, start, Some(end), &mut |key, _| {
         if batch.len() == BATCH {

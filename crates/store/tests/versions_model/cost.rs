@@ -192,3 +192,23 @@ fn siblings_are_leapt_over() {
     let cost = tables.cost(|tables| tables.put(clones[199], 0..1));
     assert!(cost < 20, "{cost}");
 }
+
+#[test]
+fn what_takes_several_batches_is_freed_to_the_end() {
+    let mut tables = Counting::pool();
+    tables.put(MAIN, 0..2500);
+    tables.snapshot("a");
+    tables.put(MAIN, 0..2500);
+    delete_snapshot(&mut tables, MAIN, b"a").unwrap();
+    assert_eq!(tables.count(Table::Inline), 2500);
+    assert_eq!(tables.count(Table::Superseded), 0);
+    // Written in the pool's first epoch, of which no notes are kept.
+    let mut tables = Counting::pool();
+    tables.put(MAIN, 0..2500);
+    tables.snapshot("b");
+    tables.put(MAIN, 0..2500);
+    delete_branch(&mut tables, MAIN).unwrap();
+    assert_eq!((tables.count(Table::Inline), tables.count(Table::Superseded)), (2500, 0));
+    delete_snapshot(&mut tables, MAIN, b"b").unwrap();
+    assert_eq!(tables.below, MapTables::default());
+}

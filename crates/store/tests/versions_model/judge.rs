@@ -164,9 +164,12 @@ enum Thing {
     Reference(Vec<u8>, ExtentRef),
 }
 
+/// By table and stem: every version's value.
+type Versions<'a> = BTreeMap<(Table, &'a [u8]), BTreeMap<EpochId, &'a [u8]>>;
+
 /// Nothing may be stored but what some view sees, what hides it, and one note for each death.
 fn judge_leftovers(tables: &MapTables, views: &BTreeMap<EpochId, View>) -> Verdict {
-    let mut versions: BTreeMap<(Table, &[u8]), BTreeMap<EpochId, &[u8]>> = BTreeMap::new();
+    let mut versions: Versions<'_> = BTreeMap::new();
     for (table, key, value) in tables.iter().filter(|(table, ..)| table.versioned()) {
         let (stem, epoch) = key::split_version(key).unwrap();
         versions.entry((table, stem)).or_default().insert(epoch, value);

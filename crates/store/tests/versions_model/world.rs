@@ -60,7 +60,7 @@ pub(crate) struct World {
     pub(crate) history: History,
     pub(crate) reported: Reported,
     pub(crate) log: Option<String>,
-    /// How often each act was really done.
+    /// How often each act was tried; without anything to act upon it does nothing.
     pub(crate) done: [usize; 7],
     sequence: Sequence,
     next_chunk: u64,
