@@ -1,2 +1,38 @@
 //! AegisFS: one filesystem from many devices.
-fn main() {}
+//!
+//! One program; the name it is called by decides which face it shows: `aegisfs`, or `mount.aegisfs`,
+//! `mkfs.aegisfs` and `fsck.aegisfs` for the tools that look for those.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod control;
+mod daemon;
+mod devices;
+mod failure;
+mod helpers;
+mod mount_options;
+mod output;
+mod places;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let name = std::env::args_os().next().unwrap_or_default();
+    let name = std::path::Path::new(&name).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match name.as_str() {
+        "mount.aegisfs" => helpers::mount(),
+        "mkfs.aegisfs" => helpers::mkfs(),
+        "fsck.aegisfs" => helpers::fsck(),
+        _ => {
+            let cli = cli::Cli::parse();
+            let json = cli.json;
+            match commands::run(cli) {
+                Ok(code) => code,
+                Err(failure) => failure.report(json),
+            }
+        }
+    }
+}

@@ -116,11 +116,7 @@ impl FsFace {
                 open(fs.open(made.id)?, FOPEN_KEEP_CACHE, reply);
             }
             O::Read(input) => {
-                let count = fs.read(
-                    HandleId(input.fh),
-                    input.offset,
-                    reply.space(input.size as usize),
-                )?;
+                let count = fs.read(HandleId(input.fh), input.offset, reply.space(input.size as usize))?;
                 reply.truncate(count);
             }
             O::Write { input, data } => {
@@ -185,12 +181,8 @@ impl FsFace {
     fn readdir(&self, node: InodeId, input: &ReadIn, plus: bool, reply: &mut Reply) -> Result<(), FsError> {
         let room = input.size as usize;
         self.fs.readdir(node, input.offset, &mut |entry| {
-            let place = DirentPlace {
-                node: entry.id.0,
-                cookie: entry.cookie,
-                kind: entry.kind,
-                name: &entry.name,
-            };
+            let place =
+                DirentPlace { node: entry.id.0, cookie: entry.cookie, kind: entry.kind, name: &entry.name };
             let fits = if plus {
                 // The kernel takes no reference from "." and "..", nor from what went meanwhile.
                 let own = matches!(&entry.name[..], b"." | b"..");
@@ -238,10 +230,7 @@ fn rename_flags(flags: u32) -> Result<RenameFlags, FsError> {
     if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 {
         return Err(FsError::Invalid);
     }
-    Ok(RenameFlags {
-        no_replace: flags & RENAME_NOREPLACE != 0,
-        exchange: flags & RENAME_EXCHANGE != 0,
-    })
+    Ok(RenameFlags { no_replace: flags & RENAME_NOREPLACE != 0, exchange: flags & RENAME_EXCHANGE != 0 })
 }
 
 fn changes(input: &SetattrIn) -> Changes {
@@ -275,4 +264,3 @@ fn sized(bytes: &[u8], size: u32, reply: &mut Reply) -> Result<(), FsError> {
     reply.push_bytes(bytes);
     Ok(())
 }
-

@@ -35,11 +35,8 @@ impl NullFace {
     fn attributes(&self, node: u64) -> Result<Attributes, Errno> {
         let inodes = self.inodes.lock().map_err(|_| Errno::EIO)?;
         let (mode, size) = *inodes.get(&node).ok_or(Errno::ENOENT)?;
-        let mut inode = aegisfs_fs::Attributes {
-            id: InodeId(node),
-            inode: Default::default(),
-            allocated: size,
-        };
+        let mut inode =
+            aegisfs_fs::Attributes { id: InodeId(node), inode: Default::default(), allocated: size };
         inode.inode.mode = mode;
         inode.inode.size = size;
         inode.inode.nlink = 1;
@@ -104,7 +101,9 @@ impl Handler for NullFace {
                 self.grow(request.node, input.offset + data.len() as u64, false)?;
                 reply.push(&WriteOut { size: data.len() as u32, padding: 0 });
             }
-            O::Statfs => reply.push(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() }),
+            O::Statfs => {
+                reply.push(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() })
+            }
             O::Release { .. }
             | O::Releasedir { .. }
             | O::Fsync { .. }

@@ -147,11 +147,8 @@ fn statx_out(attributes: &Attributes) -> StatxOut {
     /// Everything of the basic set, and the birth time.
     const BASIC_AND_BIRTH: u32 = 0xfff;
     let inode = &attributes.inode;
-    let time = |time: Timestamp| StatxTime {
-        tv_sec: time.seconds(),
-        tv_nsec: time.nanoseconds(),
-        reserved: 0,
-    };
+    let time =
+        |time: Timestamp| StatxTime { tv_sec: time.seconds(), tv_nsec: time.nanoseconds(), reserved: 0 };
     let stat = Statx {
         mask: BASIC_AND_BIRTH,
         blksize: 4096,

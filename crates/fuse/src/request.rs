@@ -42,39 +42,95 @@ pub struct Request<'a> {
 #[expect(missing_docs, reason = "the names and fields are those of the protocol")]
 #[expect(private_interfaces, reason = "the kernel's structures stay inside this crate")]
 pub enum Operation<'a> {
-    Lookup { name: &'a [u8] },
-    Forget { count: u64 },
-    BatchForget { entries: &'a [u8] },
+    Lookup {
+        name: &'a [u8],
+    },
+    Forget {
+        count: u64,
+    },
+    BatchForget {
+        entries: &'a [u8],
+    },
     Getattr,
     Setattr(SetattrIn),
     Readlink,
-    Symlink { name: &'a [u8], target: &'a [u8] },
-    Mknod { input: MknodIn, name: &'a [u8] },
-    Mkdir { input: MkdirIn, name: &'a [u8] },
-    Unlink { name: &'a [u8] },
-    Rmdir { name: &'a [u8] },
-    Rename { new_parent: u64, flags: u32, old: &'a [u8], new: &'a [u8] },
-    Link { source: u64, name: &'a [u8] },
-    Open { flags: u32 },
+    Symlink {
+        name: &'a [u8],
+        target: &'a [u8],
+    },
+    Mknod {
+        input: MknodIn,
+        name: &'a [u8],
+    },
+    Mkdir {
+        input: MkdirIn,
+        name: &'a [u8],
+    },
+    Unlink {
+        name: &'a [u8],
+    },
+    Rmdir {
+        name: &'a [u8],
+    },
+    Rename {
+        new_parent: u64,
+        flags: u32,
+        old: &'a [u8],
+        new: &'a [u8],
+    },
+    Link {
+        source: u64,
+        name: &'a [u8],
+    },
+    Open {
+        flags: u32,
+    },
     Read(ReadIn),
-    Write { input: WriteIn, data: &'a [u8] },
+    Write {
+        input: WriteIn,
+        data: &'a [u8],
+    },
     Statfs,
-    Release { handle: u64 },
-    Fsync { handle: u64 },
-    Setxattr { name: &'a [u8], value: &'a [u8], flags: u32 },
-    Getxattr { name: &'a [u8], size: u32 },
-    Listxattr { size: u32 },
-    Removexattr { name: &'a [u8] },
+    Release {
+        handle: u64,
+    },
+    Fsync {
+        handle: u64,
+    },
+    Setxattr {
+        name: &'a [u8],
+        value: &'a [u8],
+        flags: u32,
+    },
+    Getxattr {
+        name: &'a [u8],
+        size: u32,
+    },
+    Listxattr {
+        size: u32,
+    },
+    Removexattr {
+        name: &'a [u8],
+    },
     Flush,
     Init(InitIn),
     Opendir,
     Readdir(ReadIn),
     Readdirplus(ReadIn),
-    Releasedir { handle: u64 },
-    Fsyncdir { handle: u64 },
-    Create { input: CreateIn, name: &'a [u8] },
+    Releasedir {
+        handle: u64,
+    },
+    Fsyncdir {
+        handle: u64,
+    },
+    Create {
+        input: CreateIn,
+        name: &'a [u8],
+    },
     Tmpfile(CreateIn),
-    Interrupt { unique: u64 },
+    Interrupt {
+        unique: u64,
+    },
     Destroy,
     Fallocate(FallocateIn),
     Lseek(LseekIn),

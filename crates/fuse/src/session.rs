@@ -40,7 +40,10 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { writeback: true, threads: std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8) }
+        Self {
+            writeback: true,
+            threads: std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8),
+        }
     }
 }
 

@@ -1,0 +1,122 @@
+//! mount: a daemon of its own, or this very process in the foreground.
+
+use crate::cli::MountArgs;
+use crate::failure::{Exit, Failure};
+use crate::mount_options::Options;
+use crate::{control, daemon, output, places};
+use serde_json::json;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+/// The word by which the daemon says that the root answers.
+const READY: &str = "ready";
+/// Set for the daemon, so that it tells whoever started it.
+const TELL: &str = "AEGISFS_TELL_PARENT";
+
+/// Mounts.
+pub(crate) fn run(args: &MountArgs, as_json: bool) -> Result<ExitCode, Failure> {
+    let source = args.device.to_string_lossy().into_owned();
+    let options = Options::parse(&args.options, &source)?;
+    let mount = prepare_mount_point(&args.mount, options.nonempty)?;
+    if args.foreground {
+        return serve(args, &mount, &options);
+    }
+    if !args.device.exists() {
+        let message = format!("{} is not there", args.device.display());
+        return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
+    }
+    start_daemon(args, &mount)?;
+    let line = format!("mounted {} on {}", args.device.display(), mount.display());
+    output::print(as_json, json!({ "device": args.device, "mount": mount }), &[line]);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The log of a mount, named after its mount point.
+fn log_path(mount: &Path) -> PathBuf {
+    let name = mount.to_string_lossy().trim_matches('/').replace('/', "-");
+    places::log_folder().join(format!("{}.log", if name.is_empty() { "root" } else { &name }))
+}
+
+fn serve(args: &MountArgs, mount: &Path, options: &Options) -> Result<ExitCode, Failure> {
+    let log = log_path(mount);
+    let telling = std::env::var_os(TELL).is_some();
+    if telling {
+        // Away from the terminal that started it; fails only when it leads a group already.
+        let _ = rustix::process::setsid();
+    }
+    daemon::settle_process(&log)?;
+    daemon::run(&args.device, mount, options, &log, || {
+        if telling {
+            let mut out = std::io::stdout();
+            let _ = writeln!(out, "{READY}");
+            let _ = out.flush();
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the daemon and waits for its word.
+fn start_daemon(args: &MountArgs, mount: &Path) -> Result<(), Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--json").arg("mount").arg("--foreground");
+    for options in &args.options {
+        command.arg("-o").arg(options);
+    }
+    let device = std::fs::canonicalize(&args.device)?;
+    command.arg(device).arg(mount).env(TELL, "1").current_dir("/");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let out = child.stdout.take().expect("it was asked for");
+    let mut word = String::new();
+    BufReader::new(out).read_line(&mut word)?;
+    if word.trim() == READY {
+        return Ok(());
+    }
+    let status = child.wait()?;
+    let told: serde_json::Value = serde_json::from_str(&word).unwrap_or_default();
+    let error = &told["error"];
+    let fallback =
+        format!("the daemon ended before it was ready ({status}); its log is {}", log_path(mount).display());
+    let exit = match status.code() {
+        Some(2) => Exit::Usage,
+        Some(4) => Exit::Damage,
+        Some(5) => Exit::NotFound,
+        Some(6) => Exit::Busy,
+        Some(7) => Exit::Permission,
+        _ => Exit::Failed,
+    };
+    let failure = Failure::new("E_MOUNT", exit, error["message"].as_str().unwrap_or(&fallback));
+    Err(match error["hint"].as_str() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    })
+}
+
+/// A mount point is an empty directory; what a killed daemon left mounted there is taken away first.
+fn prepare_mount_point(path: &Path, nonempty: bool) -> Result<PathBuf, Failure> {
+    const ENOTCONN: i32 = 107;
+    if let Err(error) = std::fs::metadata(path) {
+        if error.raw_os_error() == Some(ENOTCONN) && aegisfs_fuse::is_fuse_mount(path) {
+            aegisfs_fuse::unmount(path, true)?;
+        } else if error.kind() == std::io::ErrorKind::NotFound {
+            let message = format!("mount point {} is not there", path.display());
+            return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message).hint("make it with mkdir"));
+        }
+    }
+    let path = std::fs::canonicalize(path)?;
+    if !path.is_dir() {
+        return Err(Failure::usage(format!("mount point {} is not a directory", path.display())));
+    }
+    if aegisfs_fuse::is_fuse_mount(&path) {
+        let who = control::find(Some(&path)).first().map_or_else(String::new, |client| {
+            format!(" (of {})", client.status["device"].as_str().unwrap_or("?"))
+        });
+        let message = format!("{} is a mount already{who}", path.display());
+        return Err(Failure::new("E_BUSY", Exit::Busy, message).hint("unmount it first"));
+    }
+    if !nonempty && std::fs::read_dir(&path)?.next().is_some() {
+        let message = format!("mount point {} is not empty", path.display());
+        return Err(Failure::usage(message).hint("choose an empty directory, or give -o nonempty"));
+    }
+    Ok(path)
+}

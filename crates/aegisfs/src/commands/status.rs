@@ -1,0 +1,45 @@
+//! status: what is mounted, and how it is doing.
+
+use crate::failure::{Exit, Failure};
+use crate::{control, output};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Shows one mount, or all.
+pub(crate) fn run(target: Option<&Path>, as_json: bool) -> Result<ExitCode, Failure> {
+    let found = control::find(target);
+    if let Some(target) = target {
+        let Some(client) = found.first() else {
+            let message = format!("no living daemon serves {}", target.display());
+            return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
+        };
+        output::print(as_json, client.status.clone(), &lines(&client.status));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let all: Vec<Value> = found.iter().map(|client| client.status.clone()).collect();
+    let text: Vec<String> = match all.is_empty() {
+        true => vec!["nothing is mounted".into()],
+        false => all.iter().flat_map(lines).collect(),
+    };
+    output::print(as_json, json!({ "mounts": all }), &text);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lines(status: &Value) -> Vec<String> {
+    let text = |key: &str| status[key].as_str().unwrap_or("?").to_owned();
+    let mut lines = vec![
+        format!("{} on {}", text("device"), text("mount")),
+        format!("  pool     {}", text("pool")),
+        format!("  daemon   process {}, log {}", status["pid"], text("log")),
+        format!("  unsaved  {} bytes", status["dirty_bytes"]),
+    ];
+    if let Some(reason) = status["read_only_reason"].as_str() {
+        lines.push(format!("  READ-ONLY: {reason}"));
+    }
+    if let Some(opcodes) = status["opcodes"].as_object() {
+        let counts: Vec<String> = opcodes.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        lines.push(format!("  requests {}", counts.join(", ")));
+    }
+    lines
+}

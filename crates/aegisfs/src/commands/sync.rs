@@ -1,0 +1,48 @@
+//! sync: everything written through a mount becomes durable.
+//!
+//! The kernel keeps written data of files that are open for writing or mapped; sync(2) on such a mount starts
+//! writing it but does not wait. So every file of the mount that some process has open is fsynced first, and
+//! then the daemon makes durable all that has reached it.
+
+use crate::failure::{Exit, Failure};
+use crate::{control, output};
+use serde_json::json;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Syncs a mount.
+pub(crate) fn run(mount: &Path, as_json: bool) -> Result<ExitCode, Failure> {
+    let daemon = control::find(Some(mount)).pop().ok_or_else(|| {
+        let message = format!("{} is not an AegisFS mount with a living daemon", mount.display());
+        Failure::new("E_NOT_FOUND", Exit::NotFound, message)
+    })?;
+    let device = std::fs::metadata(mount)?.dev();
+    let mut files = 0u64;
+    for path in open_files() {
+        let here = std::fs::metadata(&path).is_ok_and(|found| found.dev() == device && found.is_file());
+        if here && let Ok(file) = std::fs::File::open(&path) {
+            file.sync_all()?;
+            files += 1;
+        }
+    }
+    daemon.call("POST", "/v1/sync")?;
+    let line = format!("synced {}", mount.display());
+    output::print(as_json, json!({ "mount": mount, "open_files": files }), &[line]);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What processes have open or mapped, as paths that open it again.
+fn open_files() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if process.file_name().to_string_lossy().parse::<u32>().is_err() {
+            continue;
+        }
+        for folder in ["fd", "map_files"] {
+            let entries = std::fs::read_dir(process.path().join(folder));
+            found.extend(entries.into_iter().flatten().flatten().map(|entry| entry.path()));
+        }
+    }
+    found
+}

@@ -1,0 +1,8 @@
+//! The live daemon's socket: HTTP and JSON on a unix socket that only its owner may use.
+
+mod client;
+mod http;
+mod server;
+
+pub(crate) use client::find;
+pub(crate) use server::{Server, Service};

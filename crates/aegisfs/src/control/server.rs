@@ -1,0 +1,103 @@
+//! The daemon's end of the socket.
+
+use super::http;
+use serde_json::{Value, json};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A client that says nothing for so long is dropped.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the socket can be asked.
+pub(crate) trait Service: Send + Sync + 'static {
+    /// What is mounted, and how it is doing.
+    fn status(&self) -> Value;
+    /// Where the space is.
+    fn usage(&self) -> Result<Value, String>;
+    /// Makes everything durable.
+    fn sync(&self) -> Result<(), String>;
+}
+
+/// The listening thread.
+pub(crate) struct Server {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens on a socket that only its owner may use.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub(crate) fn start(path: &Path, service: Arc<dyn Service>) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
+        }
+        // Whoever holds the pool's devices is the only one to listen here: a socket left over is dead.
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+            for stream in listener.incoming() {
+                if stopping.load(Ordering::Acquire) {
+                    return;
+                }
+                if let Ok(stream) = stream
+                    && let Err(error) = answer(&stream, &*service)
+                {
+                    tracing::warn!(%error, "a control request failed");
+                }
+            }
+        })?;
+        Ok(Self { path: path.into(), stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // The thread waits for a connection; this is one.
+        drop(UnixStream::connect(&self.path));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let request = http::read(stream)?;
+    let mut words = request.first_line.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let outcome = match (method, path) {
+        ("GET", "/v1/status") => Ok(service.status()),
+        ("GET", "/v1/usage") => service.usage(),
+        ("POST", "/v1/sync") => service.sync().map(|()| json!({})),
+        _ => {
+            let body = json!({ "status": 404, "title": format!("there is no {method} {path}") });
+            return http::write(stream, "HTTP/1.1 404 Not Found", &body.to_string());
+        }
+    };
+    match outcome {
+        Ok(body) => http::write(stream, "HTTP/1.1 200 OK", &body.to_string()),
+        Err(message) => {
+            let body = json!({ "status": 500, "title": message });
+            http::write(stream, "HTTP/1.1 500 Internal Server Error", &body.to_string())
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The daemon: a mounted filesystem from the first opening of its devices to the last checkpoint.
+
+use crate::control::{Server, Service};
+use crate::failure::{Exit, Failure};
+use crate::mount_options::Options;
+use crate::{devices, places};
+use aegisfs_base::{SystemClock, SystemRng};
+use aegisfs_fs::{Flusher, Fs, FsOptions};
+use aegisfs_fuse::{FsFace, Mount, Session, SessionOptions};
+use aegisfs_store::{Intervals, Store, StoreOptions};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Threads that write files out; compression has its own.
+const FLUSHERS: usize = 2;
+/// How far the kernel reads ahead.
+const READ_AHEAD_KIB: u32 = 2048;
+/// Less likely than others to be killed when memory runs out.
+const OOM_SCORE: &str = "-500";
+
+/// A mounted filesystem.
+struct Daemon {
+    fs: Arc<Fs>,
+    store: Arc<Store>,
+    session: Session<FsFace>,
+    device: PathBuf,
+    mount: PathBuf,
+    log: PathBuf,
+    read_only: bool,
+}
+
+impl Service for Daemon {
+    fn status(&self) -> Value {
+        let superblock = self.store.pool().superblock();
+        let count = |list: Vec<(&'static str, u64)>| {
+            list.into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect::<serde_json::Map<_, _>>()
+        };
+        let opcodes = self.session.counts().into_iter().map(|c| (c.name, c.count)).collect();
+        let (flushes, flushed, log_bytes) = self.store.log_counts();
+        let (hits, misses) = self.store.cache_counts();
+        let (handles, nodes) = self.fs.open_counts();
+        json!({
+            "pid": std::process::id(),
+            "device": self.device,
+            "mount": self.mount,
+            "log": self.log,
+            "pool": superblock.pool.to_string(),
+            "label": superblock.label,
+            "read_only": self.read_only,
+            "read_only_reason": self.store.read_only_reason(),
+            "dirty_bytes": self.fs.dirty_bytes(),
+            "open_handles": handles,
+            "inodes_in_memory": nodes,
+            "opcodes": Value::Object(count(opcodes)),
+            "store": Value::Object(count(self.store.counters().all())),
+            "log_flushes": flushes,
+            "log_transactions_flushed": flushed,
+            "log_bytes_written": log_bytes,
+            "chunk_cache": { "hits": hits, "misses": misses },
+            "metadata_pages_healed": self.store.pages_healed(),
+        })
+    }
+
+    fn usage(&self) -> Result<Value, String> {
+        let report = self.store.space_report().map_err(|error| error.to_string())?;
+        Ok(json!({
+            "total_bytes": report.total_bytes,
+            "free_bytes": report.free_bytes,
+            "logical_bytes": report.logical_bytes,
+            "unique_bytes": report.unique_bytes,
+            "compressed_bytes": report.compressed_bytes,
+            "data_bytes": report.data_bytes,
+            "metadata_bytes": report.metadata_bytes,
+            "physical_bytes": report.physical_bytes,
+            "chunks": report.chunks,
+            "references": report.references,
+        }))
+    }
+
+    fn sync(&self) -> Result<(), String> {
+        self.fs.sync().map_err(|error| error.to_string())
+    }
+}
+
+/// What is running for a mount, in the order in which it ends.
+struct Running {
+    server: Server,
+    flusher: Option<Flusher>,
+    service: Option<aegisfs_store::Service>,
+    daemon: Arc<Daemon>,
+}
+
+/// Mounts and serves until the mount goes. `ready` is called once the root answers.
+///
+/// # Errors
+/// When the filesystem cannot be opened or mounted.
+pub(crate) fn run(
+    device: &Path,
+    mount: &Path,
+    options: &Options,
+    log: &Path,
+    ready: impl FnOnce(),
+) -> Result<(), Failure> {
+    let running = start(device, mount, options, log)?;
+    let signals = watch_signals(&running.daemon)?;
+    ready();
+    tracing::info!(mount = %mount.display(), "mounted");
+    while !running.daemon.session.ended() {
+        std::thread::park_timeout(std::time::Duration::from_secs(1));
+    }
+    signals.close();
+    finish(running)
+}
+
+fn start(device: &Path, mount: &Path, options: &Options, log: &Path) -> Result<Running, Failure> {
+    let read_only = options.kernel.read_only;
+    let (pool, opening) = devices::open_pool(device, read_only, options.degraded)?;
+    if opening.dirty {
+        tracing::info!("it was not unmounted the last time; the log is replayed");
+    }
+    let clock = Arc::new(SystemClock::default());
+    let store_options = StoreOptions { read_only, ..StoreOptions::default() };
+    let uuid = pool.uuid().to_string();
+    let (store, recovered) = aegisfs_store::open(pool, &store_options, clock, &SystemRng::new()?)?;
+    tracing::info!(?recovered, "opened");
+    if let Some(reason) = &recovered.read_only {
+        tracing::error!(reason, "it can only be read");
+    }
+    let store = Arc::new(store);
+    let writable = store.check_writable().is_ok();
+    let fs =
+        Arc::new(Fs::mount(Arc::clone(&store), FsOptions { background: writable, ..FsOptions::default() })?);
+    let service = writable
+        .then(|| aegisfs_store::Service::start(Arc::clone(&store), Intervals::default()))
+        .transpose()?;
+    let flusher = writable.then(|| Flusher::start(Arc::clone(&fs), FLUSHERS)).transpose()?;
+    let mut kernel = options.kernel.clone();
+    kernel.read_only = !writable;
+    let (mounted, connection) = Mount::new(mount, &kernel)?;
+    let session_options = SessionOptions { writeback: options.writeback, ..SessionOptions::default() };
+    let session = Session::start(connection, FsFace::new(Arc::clone(&fs)), session_options)?;
+    // The first request waits for the negotiation; an answer means that the mount is alive.
+    std::fs::metadata(mount)?;
+    if let Err(error) = mounted.set_read_ahead(READ_AHEAD_KIB) {
+        tracing::warn!(%error, "the kernel's read-ahead stays as it is");
+    }
+    let daemon = Arc::new(Daemon {
+        fs,
+        store,
+        session,
+        device: std::fs::canonicalize(device)?,
+        mount: mount.to_owned(),
+        log: log.to_owned(),
+        read_only: !writable,
+    });
+    let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
+    Ok(Running { server, flusher, service, daemon })
+}
+
+/// Ends in order: no more requests, everything written out, one last checkpoint.
+fn finish(running: Running) -> Result<(), Failure> {
+    let Running { server, flusher, service, daemon } = running;
+    drop(server);
+    drop(flusher);
+    let synced = if daemon.read_only { Ok(()) } else { daemon.fs.sync() };
+    drop(service);
+    if let Err(error) = synced {
+        tracing::error!(%error, "not everything could be written out");
+        return Err(error.into());
+    }
+    if !daemon.read_only {
+        daemon.store.reap_all()?;
+        daemon.store.close()?;
+    }
+    tracing::info!("unmounted");
+    Ok(())
+}
+
+/// On SIGINT or SIGTERM the mount is taken away, which ends the session in order.
+fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, Failure> {
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ])?;
+    let handle = signals.handle();
+    let mount = daemon.mount.clone();
+    let daemon = Arc::downgrade(daemon);
+    let told = AtomicBool::new(false);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in &mut signals {
+            if signal == signal_hook::consts::SIGHUP {
+                continue;
+            }
+            tracing::info!(signal, "told to end");
+            // A plain unmount lets the kernel write back first; if somebody still uses the mount it is
+            // detached instead, after everything that has reached us is durable.
+            if aegisfs_fuse::unmount(&mount, false).is_ok() {
+                continue;
+            }
+            if let Some(daemon) = daemon.upgrade() {
+                if let Err(error) = daemon.fs.sync() {
+                    tracing::error!(%error, "not everything could be written out");
+                }
+                let _ = aegisfs_fuse::unmount(&mount, true);
+                if told.swap(true, Ordering::AcqRel) {
+                    tracing::warn!("told twice: ending although the mount is in use");
+                    let _ = daemon.store.close();
+                    std::process::exit(0);
+                }
+            }
+        }
+    })?;
+    Ok(handle)
+}
+
+/// What a process that serves a mount owes the machine: many files, few kills, a log.
+pub(crate) fn settle_process(log: &Path) -> Result<(), Failure> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    if rustix::process::geteuid().is_root() {
+        let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    }
+    let file = places::open_log(log).map_err(|e| {
+        Failure::new("E_LOG", Exit::Failed, format!("{} cannot be written: {e}", log.display()))
+    })?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("AEGISFS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(file).init();
+    Ok(())
+}
