@@ -17,7 +17,11 @@ pub(crate) fn open(path: &Path, read_only: bool) -> Result<Arc<dyn Device>, Fail
 }
 
 /// Opens the pool that a device belongs to.
-pub(crate) fn open_pool(path: &Path, read_only: bool, degraded: bool) -> Result<(Arc<Pool>, Opening), Failure> {
+pub(crate) fn open_pool(
+    path: &Path,
+    read_only: bool,
+    degraded: bool,
+) -> Result<(Arc<Pool>, Opening), Failure> {
     let device = open(path, read_only)?;
     let read_only = read_only || device.read_only();
     let options = aegisfs_pool::OpenOptions { read_only, degraded };

@@ -94,14 +94,14 @@ fn start_daemon(args: &MountArgs, mount: &Path) -> Result<(), Failure> {
 
 /// A mount point is an empty directory; what a killed daemon left mounted there is taken away first.
 fn prepare_mount_point(path: &Path, nonempty: bool) -> Result<PathBuf, Failure> {
-    const ENOTCONN: i32 = 107;
-    if let Err(error) = std::fs::metadata(path) {
-        if error.raw_os_error() == Some(ENOTCONN) && aegisfs_fuse::is_fuse_mount(path) {
-            aegisfs_fuse::unmount(path, true)?;
-        } else if error.kind() == std::io::ErrorKind::NotFound {
+    // Attributes may come from the kernel's memory long after the daemon died; this question never does.
+    match rustix::fs::statfs(path) {
+        Err(rustix::io::Errno::NOTCONN) => aegisfs_fuse::unmount(path, true)?,
+        Err(rustix::io::Errno::NOENT) => {
             let message = format!("mount point {} is not there", path.display());
             return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message).hint("make it with mkdir"));
         }
+        _ => {}
     }
     let path = std::fs::canonicalize(path)?;
     if !path.is_dir() {

@@ -1,0 +1,9 @@
+//! The program on real mounts: what an operator does, by the commands an operator has.
+//!
+//! Needs root and /dev/fuse; says so and skips without. Every command runs under a time limit, and every
+//! test ends what it started, also when it fails.
+
+mod bad_input;
+mod lifecycle;
+mod stage;
+mod suites;

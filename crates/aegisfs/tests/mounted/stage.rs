@@ -1,0 +1,153 @@
+//! Images, mounts and commands that clean up after themselves.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// Seconds that a command may take.
+const PATIENCE: &str = "120";
+
+/// Whether this machine can mount; says so if not.
+pub(crate) fn can_mount(test: &str) -> bool {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
+    let fuse = Path::new("/dev/fuse").exists();
+    if !(root && fuse) {
+        println!("SKIPPED: {test}: needs root and /dev/fuse");
+    }
+    root && fuse
+}
+
+/// Runs a command under a time limit.
+pub(crate) fn run(program: &str, args: &[&str]) -> Output {
+    let mut command = Command::new("timeout");
+    command.arg(PATIENCE).arg(program).args(args);
+    let out = command.output().expect("timeout can be run");
+    assert_ne!(out.status.code(), Some(124), "{program} {args:?} took longer than {PATIENCE} s");
+    out
+}
+
+/// Runs a command that must succeed, and returns what it printed.
+pub(crate) fn must(program: &str, args: &[&str]) -> String {
+    let out = run(program, args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "{program} {args:?}: {}{}", text(&out.stdout), text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// Runs a shell line that must succeed.
+pub(crate) fn shell(line: &str) -> String {
+    must("bash", &["-c", line])
+}
+
+/// The program under test.
+pub(crate) const AEGISFS: &str = env!("CARGO_BIN_EXE_aegisfs");
+
+/// Runs the program; returns its exit code and what it printed on both streams.
+pub(crate) fn aegisfs(args: &[&str]) -> (i32, String) {
+    let out = run(AEGISFS, args);
+    let text = [out.stdout, out.stderr].concat();
+    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A device and a mount point in a folder of their own.
+pub(crate) struct Stage {
+    folder: TempDir,
+    device: String,
+    loop_device: Option<String>,
+}
+
+impl Stage {
+    /// A formatted image file.
+    pub(crate) fn image(size: &str) -> Self {
+        let stage = Self::empty();
+        must(AEGISFS, &["format", "--size", size, &stage.device]);
+        stage
+    }
+
+    /// A folder for an image file that is not there yet.
+    pub(crate) fn empty() -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        std::fs::create_dir(folder.path().join("mnt")).expect("a mount point");
+        let device = folder.path().join("disk.img").to_string_lossy().into_owned();
+        Self { folder, device, loop_device: None }
+    }
+
+    /// A formatted loop device.
+    pub(crate) fn block(size: &str) -> Self {
+        let mut stage = Self::empty();
+        must("truncate", &["-s", size, &stage.device]);
+        let device = must("losetup", &["--find", "--show", &stage.device]).trim().to_owned();
+        stage.loop_device = Some(device.clone());
+        stage.device = device;
+        must(AEGISFS, &["format", "--yes", &stage.device]);
+        stage
+    }
+
+    pub(crate) fn device(&self) -> &str {
+        &self.device
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_string_lossy().into_owned()
+    }
+
+    pub(crate) fn mnt(&self) -> String {
+        self.path("mnt")
+    }
+
+    /// A path below the mount point.
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join("mnt").join(name)
+    }
+
+    pub(crate) fn mount(&self) {
+        self.mount_with("defaults");
+    }
+
+    pub(crate) fn mount_with(&self, options: &str) {
+        must(AEGISFS, &["mount", "-o", options, &self.device, &self.mnt()]);
+    }
+
+    pub(crate) fn umount(&self) {
+        must(AEGISFS, &["umount", &self.mnt()]);
+    }
+
+    pub(crate) fn sync(&self) {
+        must(AEGISFS, &["sync", &self.mnt()]);
+    }
+
+    pub(crate) fn check(&self) {
+        let (code, text) = aegisfs(&["check", &self.device]);
+        assert_eq!(code, 0, "{text}");
+    }
+
+    pub(crate) fn json(&self, verb: &str) -> Value {
+        let text = must(AEGISFS, &["--json", verb, &self.mnt()]);
+        serde_json::from_str(&text).expect("one JSON object")
+    }
+
+    /// Ends the daemon without a warning, as a crash of it would.
+    pub(crate) fn kill(&self) {
+        let pid = self.json("status")["pid"].to_string();
+        must("kill", &["-9", &pid]);
+        shell(&format!(
+            "for n in $(seq 100); do kill -0 {pid} 2>/dev/null || exit 0; sleep 0.05; done; exit 1"
+        ));
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // Whatever state the test left: the mount goes first, which ends the daemon.
+        let _ = run("umount", &["-l", &self.mnt()]);
+        let waiting = format!(
+            "for n in $(seq 200); do fuser -s {} 2>/dev/null || exit 0; sleep 0.05; done",
+            self.device
+        );
+        let _ = run("bash", &["-c", &waiting]);
+        if let Some(device) = &self.loop_device {
+            let _ = run("losetup", &["-d", device]);
+        }
+    }
+}
