@@ -1,17 +1,19 @@
 //! The project's own commands, called as `cargo xtask NAME`.
 //!
-//! `check` is quick and runs before every commit; `test` is everything that CI runs. Neither needs
-//! anything but Rust and a shell; `test --ci` installs what else it wants and says so.
+//! `check` is quick and runs before every commit; `test` is everything that CI runs; `demo` shows what
+//! there is. They need Rust and a shell; what else they want they install, where they may, and say so.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "commands talk to the person who runs them")]
 
 mod check;
+mod demo;
 mod layers;
 mod licences;
 mod metadata;
 mod setup;
 mod shell;
 mod skips;
+mod soak;
 mod test;
 mod texts;
 mod unit;
@@ -23,9 +25,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   check         format, lints, layers, docs, licences, texts: before every commit
   layers        only the question whether a crate looks to its right
-  test [--ci]   everything CI runs; --ci also installs the tools that are missing
-  soak          not there yet
-  demo          not there yet
+  test          everything CI runs; installs the tools that are missing
+  demo          makes a filesystem in an image file, shows it at work, leaves it mounted
+  soak          the crash tests with many more points: soak [POINTS]
   bench         not there yet
 ";
 
@@ -35,10 +37,12 @@ fn main() -> ExitCode {
     match words.as_slice() {
         ["check"] => report("check", check::run()),
         ["layers"] => report("layers", layers::run()),
-        ["test"] => report("test", test::run(test::Mode::Local)),
-        ["test", "--ci"] => report("test", test::run(test::Mode::Ci)),
-        [later @ ("soak" | "demo" | "bench")] => {
-            println!("{later}: this command is not there yet; nothing was done");
+        ["test"] => report("test", test::run()),
+        ["demo"] => report("demo", demo::run()),
+        ["soak"] => report("soak", soak::run(None)),
+        ["soak", points] => report("soak", soak::run(Some(points))),
+        ["bench"] => {
+            println!("bench: this command is not there yet; nothing was done");
             ExitCode::from(2)
         }
         ["help" | "--help" | "-h"] => {

@@ -1,7 +1,7 @@
 //! What a run of the tests needs besides Rust, and how it comes by it.
 
 use crate::shell;
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 /// A program that is there or not, and the Debian package that brings it.
 pub(crate) struct Package {
@@ -17,11 +17,12 @@ pub(crate) struct Tool {
 }
 
 /// For every stage. The C compiler builds zstd.
-const PACKAGES: [Package; 10] = [
+const PACKAGES: [Package; 11] = [
     Package { program: "cc", package: "gcc" },
     Package { program: "git", package: "git" },
     Package { program: "fio", package: "fio" },
     Package { program: "rsync", package: "rsync" },
+    Package { program: "fuser", package: "psmisc" },
     Package { program: "setfattr", package: "attr" },
     Package { program: "setfacl", package: "acl" },
     Package { program: "fusermount3", package: "fuse3" },
@@ -74,14 +75,7 @@ pub(crate) fn install_tool(tool: &Tool) -> Result<()> {
     shell::run(&[line.as_slice(), version.as_ref().map_or(&[], |words| words.as_slice())].concat())
 }
 
-/// Refuses to go on without a tool, and says how to get it.
-pub(crate) fn require_tool(tool: &Tool) -> Result<()> {
-    if shell::is_installed(tool.program) {
-        return Ok(());
-    }
-    bail!("{} is missing; `cargo install --locked {}` brings it", tool.program, tool.package);
-}
-
-fn is_root() -> bool {
+/// Whether root runs this.
+pub(crate) fn is_root() -> bool {
     shell::output(&["id", "-u"]).is_ok_and(|id| id.trim() == "0")
 }

@@ -19,6 +19,11 @@ pub(crate) fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
 
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// A program to be run at the root; `cargo` is the one that runs us.
 pub(crate) fn command(line: &[&str]) -> Command {
     let (program, arguments) = line.split_first().expect("a command has a program");

@@ -9,15 +9,6 @@ use crate::unit;
 use anyhow::{Result, bail};
 use std::time::Instant;
 
-/// Who runs the tests.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// A person: nothing is installed behind their back.
-    Local,
-    /// The CI machine: what is missing is installed.
-    Ci,
-}
-
 /// One part of the run.
 struct Stage {
     name: &'static str,
@@ -36,7 +27,7 @@ enum Work {
 
 const BEFORE_UNIT: [Stage; 3] = [
     Stage { name: "build", minutes: 8, tools: &[], work: Work::Now(build) },
-    Stage { name: "mounted", minutes: 8, tools: &[PJDFSTEST], work: Work::Later },
+    Stage { name: "mounted", minutes: 8, tools: &[NEXTEST, PJDFSTEST], work: Work::Now(unit::run_mounted) },
     Stage { name: "programs", minutes: 5, tools: &[], work: Work::Later },
 ];
 const UNIT: Stage =
@@ -50,8 +41,8 @@ struct Report {
 }
 
 /// Runs every stage, even after one failed, unless the build did.
-pub(crate) fn run(mode: Mode) -> Result<()> {
-    prepare(mode)?;
+pub(crate) fn run() -> Result<()> {
+    prepare()?;
     let mut report = Report::default();
     for stage in &BEFORE_UNIT {
         report.run(stage);
@@ -78,12 +69,9 @@ pub(crate) fn run(mode: Mode) -> Result<()> {
     outcome
 }
 
-fn prepare(mode: Mode) -> Result<()> {
+fn prepare() -> Result<()> {
     let wanted = BEFORE_UNIT.iter().chain([&UNIT]).filter(|stage| matches!(stage.work, Work::Now(_)));
     let tools = wanted.flat_map(|stage| stage.tools);
-    if mode == Mode::Local {
-        return tools.into_iter().try_for_each(setup::require_tool);
-    }
     setup::install_packages();
     tools.into_iter().try_for_each(setup::install_tool)
 }

@@ -13,20 +13,31 @@ static CLOSING_LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Runs the tests and returns those that skipped themselves.
 pub(crate) fn run() -> Result<Vec<Skip>> {
+    shell::run(&["cargo", "test", "--quiet", "--doc", "--workspace"])?;
+    run_selected("not binary(mounted)")
+}
+
+/// Runs the tests on real mounts, and returns those that skipped themselves.
+pub(crate) fn run_mounted() -> Result<Vec<Skip>> {
+    let skips = run_selected("binary(mounted)");
+    print_closing_lines();
+    skips
+}
+
+fn run_selected(which: &str) -> Result<Vec<Skip>> {
     // Nextest keeps its results below the root, wherever cargo builds.
     let results = shell::root().join("target/nextest/ci/junit.xml");
     // An old file would tell of an old run.
     let _ = fs::remove_file(&results);
-    shell::run(&["cargo", "test", "--quiet", "--doc", "--workspace"])?;
-    run_nextest()?;
+    run_nextest(which)?;
     let text =
         fs::read_to_string(&results).with_context(|| format!("no results in {}", results.display()))?;
     Ok(skips::find(&text))
 }
 
-fn run_nextest() -> Result<()> {
+fn run_nextest(which: &str) -> Result<()> {
     let color = if std::io::stderr().is_terminal() { "always" } else { "never" };
-    let line = ["cargo", "nextest", "run", "--workspace", "--profile", "ci", "--color", color];
+    let line = ["cargo", "nextest", "run", "--workspace", "--profile", "ci", "--color", color, "-E", which];
     let mut child = shell::command(&line).stderr(Stdio::piped()).spawn().context("cannot run nextest")?;
     let stderr = child.stderr.take().context("nextest has no output")?;
     hold_closing_lines(stderr)?;
