@@ -237,7 +237,7 @@ pub fn peek_bytes(block: &[u8]) -> Result<usize, FormatError> {
         return Err(FormatError::Magic { what: WHAT });
     }
     let total = header.cell_bytes.get() as usize;
-    if total == 0 || total % BLOCK_BYTES != 0 || total > CELL_BYTES_MAX {
+    if total == 0 || !total.is_multiple_of(BLOCK_BYTES) || total > CELL_BYTES_MAX {
         return Err(FormatError::Value { what: WHAT, field: "cell_bytes", value: total as u64 });
     }
     Ok(total)

@@ -102,7 +102,7 @@ impl Handler for NullFace {
                 reply.push(&WriteOut { size: data.len() as u32, padding: 0 });
             }
             O::Statfs => {
-                reply.push(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() })
+                reply.push(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() });
             }
             O::Release { .. }
             | O::Releasedir { .. }

@@ -105,7 +105,9 @@ impl Store {
                         }
                     }
                 }
-                Err(error) => problems.push(Problem::Inconsistent { what: format!("extents {key:02x?}: {error}") }),
+                Err(error) => {
+                    problems.push(Problem::Inconsistent { what: format!("extents {key:02x?}: {error}") });
+                }
             }
             ControlFlow::Continue(())
         })?;
@@ -142,13 +144,17 @@ impl Store {
                     descriptors.push((chunk, descriptor));
                 }
                 Ok(None) => {}
-                Err(error) => problems.push(Problem::Inconsistent { what: format!("chunk {chunk}: {error}") }),
+                Err(error) => {
+                    problems.push(Problem::Inconsistent { what: format!("chunk {chunk}: {error}") });
+                }
             }
             ControlFlow::Continue(())
         })?;
         if found != counted.len() {
             let missing = counted.len() - found;
-            problems.push(Problem::Inconsistent { what: format!("{missing} chunks are referred to but missing") });
+            problems.push(Problem::Inconsistent {
+                what: format!("{missing} chunks are referred to but missing"),
+            });
         }
         report.problems.extend(problems);
         report.chunks = descriptors.len() as u64;
@@ -211,7 +217,10 @@ impl Store {
                     let expected = live.get(&id).copied().unwrap_or(0);
                     if segment.live_bytes != expected {
                         problems.push(Problem::Inconsistent {
-                            what: format!("segment {id} notes {} live bytes and holds {expected}", segment.live_bytes),
+                            what: format!(
+                                "segment {id} notes {} live bytes and holds {expected}",
+                                segment.live_bytes
+                            ),
                         });
                     }
                 }
@@ -220,7 +229,8 @@ impl Store {
             ControlFlow::Continue(())
         })?;
         for id in live.keys().filter(|id| !known.contains(id)) {
-            problems.push(Problem::Inconsistent { what: format!("segment {id} holds chunks but is missing") });
+            problems
+                .push(Problem::Inconsistent { what: format!("segment {id} holds chunks but is missing") });
         }
         report.segments = known.len() as u64;
         let space = self.pool.space();

@@ -57,12 +57,8 @@ pub fn create(pool: &Arc<Pool>, entries: &[(Table, Vec<u8>, Vec<u8>)]) -> Result
     let copies = pool.superblock().metadata_copies;
     let metadata =
         RedbKv::create(OnPool(Arc::new(Database::new(Arc::clone(pool), METADATA, copies))), CACHE_BYTES)?;
-    let mark = LogMark {
-        applied: Sequence(0),
-        position: 0,
-        previous: [0; 16],
-        incarnation: pool.incarnation(),
-    };
+    let mark =
+        LogMark { applied: Sequence(0), position: 0, previous: [0; 16], incarnation: pool.incarnation() };
     let branch = Branch { origin: None, first: EpochId(1), head: EpochId(1), pinned: None };
     let mut transaction = metadata.begin()?;
     for (table, key, value) in entries {

@@ -104,8 +104,13 @@ impl Store {
                 cut.chunk = self.find_chunk(&cut.hash)?;
             }
         }
-        let mut ingested =
-            Ingested { store: self, references: vec![Vec::new(); files], rows: Vec::new(), in_flight: Vec::new(), ticket: None };
+        let mut ingested = Ingested {
+            store: self,
+            references: vec![Vec::new(); files],
+            rows: Vec::new(),
+            in_flight: Vec::new(),
+            ticket: None,
+        };
         let new = self.assign(&mut cuts, trusting, &mut ingested)?;
         for cut in &cuts {
             let chunk = cut.chunk.expect("every cut has a chunk by now");
@@ -143,10 +148,11 @@ impl Store {
         let mut rows: Vec<RowDependency> = Vec::new();
         for row in &ingested.rows {
             rows.push(row.dependency);
-            all.extend(row.chunks.iter().map(|(chunk, descriptor)| Op::NewChunk {
-                chunk: *chunk,
-                descriptor: *descriptor,
-            }));
+            all.extend(
+                row.chunks
+                    .iter()
+                    .map(|(chunk, descriptor)| Op::NewChunk { chunk: *chunk, descriptor: *descriptor }),
+            );
         }
         all.extend(ops);
         self.commit(branch, all, rows)

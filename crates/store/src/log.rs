@@ -43,9 +43,8 @@ impl LogMark {
     pub(crate) fn decode(value: &[u8]) -> Result<Self, StoreError> {
         let bad = || StoreError::Inconsistent { what: "the log's starting mark cannot be read".into() };
         let bytes: &[u8; 40] = aegisfs_format::value::unwrap(value)?.try_into().map_err(|_| bad())?;
-        let number = |at: usize| {
-            u64::from_le_bytes(bytes[at..at + 8].try_into().expect("the length was checked"))
-        };
+        let number =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("the length was checked"));
         let mut previous = [0; 16];
         previous.copy_from_slice(&bytes[16..32]);
         Ok(Self {

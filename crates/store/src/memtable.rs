@@ -92,8 +92,7 @@ pub(crate) fn scan_layers(
     base: &mut dyn FnMut(Visit<'_>) -> Result<(), StoreError>,
     visit: Visit<'_>,
 ) -> Result<(), StoreError> {
-    let mut cursors: Vec<_> =
-        layers.iter().map(|layer| layer.range(table, start, end).peekable()).collect();
+    let mut cursors: Vec<_> = layers.iter().map(|layer| layer.range(table, start, end).peekable()).collect();
     // Visits every layered entry below `limit`; says whether to go on.
     let mut drain = |limit: Option<&[u8]>, visit: Visit<'_>| -> (ControlFlow<()>, bool) {
         loop {

@@ -93,7 +93,10 @@ impl Metadata {
         let mut groups: BTreeMap<[u8; 8], Vec<(u64, &Change)>> = BTreeMap::new();
         for (key, change) in frozen.table(Table::Chunks) {
             let chunk = chunk_of(key)?;
-            groups.entry(key::chunk_group(chunk)).or_default().push((chunk.0 % DESCRIPTORS_PER_GROUP, change));
+            groups
+                .entry(key::chunk_group(chunk))
+                .or_default()
+                .push((chunk.0 % DESCRIPTORS_PER_GROUP, change));
         }
         for (group_key, changes) in groups {
             let mut group = match transaction.get(table_id(Table::Chunks), &group_key)? {

@@ -197,7 +197,10 @@ impl Store {
                 Err(reason) => {
                     Counters::add(&self.counters.frames_damaged, 1);
                     tracing::warn!(
-                        chunk = chunk.0, segment = place.segment.0, device = slot.0.0, reason,
+                        chunk = chunk.0,
+                        segment = place.segment.0,
+                        device = slot.0.0,
+                        reason,
                         "a chunk does not verify"
                     );
                     if self.pool.readable(*slot) {

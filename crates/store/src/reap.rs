@@ -108,7 +108,9 @@ impl Store {
         let _one = self.space.reaping.lock();
         let view = self.head_view(BranchId(0))?;
         let stem = key::inode(inode).to_vec();
-        let Some(entry) = versions::visible(&self.view(), Table::Orphans, &stem, &view)? else { return Ok(()) };
+        let Some(entry) = versions::visible(&self.view(), Table::Orphans, &stem, &view)? else {
+            return Ok(());
+        };
         // A truncation under way finishes itself; one that a crash interrupted was finished at mount.
         if value::unwrap(&entry)?.first() == Some(&TRUNCATED) {
             return Ok(());

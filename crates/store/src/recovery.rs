@@ -78,8 +78,7 @@ pub fn open(
     let dedup = Dedup::open(open_engine(&index, DEDUP_CACHE_BYTES, read_only)?, &metadata.view())?;
     let ids = Ids::load(&metadata.view())?;
     let log = Log::new(Arc::clone(&pool), end);
-    let parts =
-        Parts { pool, metadata, dedup, log, ids, last, freed, databases: vec![database, index] };
+    let parts = Parts { pool, metadata, dedup, log, ids, last, freed, databases: vec![database, index] };
     let options = StoreOptions { read_only, ..options.clone() };
     let store = Store::assemble(parts, &options, clock);
     if !read_only {
@@ -104,8 +103,8 @@ fn open_engine(
 
 fn read_mark(metadata: &Metadata) -> Result<LogMark, StoreError> {
     let stored = metadata.view().get(Table::Config, MARK_KEY)?;
-    let stored =
-        stored.ok_or_else(|| StoreError::Inconsistent { what: "the log's starting mark is missing".into() })?;
+    let stored = stored
+        .ok_or_else(|| StoreError::Inconsistent { what: "the log's starting mark is missing".into() })?;
     LogMark::decode(&stored)
 }
 

@@ -58,10 +58,9 @@ impl Store {
     pub(crate) fn place_row(&self, cell_bytes: usize) -> Result<RowPlace, StoreError> {
         let cell_bytes = u32::try_from(cell_bytes).expect("cells are at most 4 MiB");
         let mut state = self.segments.state.lock();
-        let fits = state
-            .open
-            .as_ref()
-            .is_some_and(|open| u64::from(open.next_offset) + u64::from(cell_bytes) <= self.pool.slot_bytes());
+        let fits = state.open.as_ref().is_some_and(|open| {
+            u64::from(open.next_offset) + u64::from(cell_bytes) <= self.pool.slot_bytes()
+        });
         if !fits {
             if let Some(full) = state.open.take() {
                 self.retire_segment(&mut state, full)?;

@@ -7,11 +7,11 @@
 use crate::StoreError;
 use crate::store::Store;
 use crate::tables::Tables;
+use aegisfs_base::InodeId;
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
-use aegisfs_base::InodeId;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -99,7 +99,8 @@ impl Store {
 
     fn withheld_segments(&self) -> u64 {
         let slots = self.pool.space().slots;
-        let least = WITHHELD_BYTES_MIN.div_ceil(self.pool.slot_bytes()).clamp(1, WITHHELD_SLOTS_MIN.max(slots / 32));
+        let least =
+            WITHHELD_BYTES_MIN.div_ceil(self.pool.slot_bytes()).clamp(1, WITHHELD_SLOTS_MIN.max(slots / 32));
         (slots / 100).max(least).max(WITHHELD_SLOTS_MIN.min(slots / 8))
     }
 
@@ -151,8 +152,8 @@ impl Store {
     pub fn capacity(&self) -> (u64, u64) {
         let space = self.pool.space();
         let mapped = self.pool.mapped_slots().len() as u64;
-        let total_segments = (space.slots.saturating_sub(mapped) / self.shards())
-            .saturating_sub(self.withheld_segments());
+        let total_segments =
+            (space.slots.saturating_sub(mapped) / self.shards()).saturating_sub(self.withheld_segments());
         let promised = self.space.promised.load(Ordering::Acquire);
         let total = total_segments * self.segment_data_bytes();
         (total, self.placeable_bytes().saturating_sub(promised).min(total))
@@ -189,8 +190,8 @@ impl Store {
         let devices = self.pool.superblock().devices.len() as u64;
         let used = space.slots - space.free - mapped;
         report.data_bytes = used * self.pool.slot_bytes();
-        report.metadata_bytes = mapped * self.pool.slot_bytes()
-            + devices * 2 * aegisfs_format::layout::HEADER_AREA_BYTES;
+        report.metadata_bytes =
+            mapped * self.pool.slot_bytes() + devices * 2 * aegisfs_format::layout::HEADER_AREA_BYTES;
         report.physical_bytes = report.data_bytes + report.metadata_bytes;
         Ok(report)
     }

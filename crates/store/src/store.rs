@@ -337,9 +337,8 @@ impl Store {
             return self.checkpoint();
         }
         self.wake_service();
-        let full = |fullness: u64| {
-            fullness > LOG_WAIT_AT || self.metadata.active_bytes() > MEMTABLE_WAIT_BYTES
-        };
+        let full =
+            |fullness: u64| fullness > LOG_WAIT_AT || self.metadata.active_bytes() > MEMTABLE_WAIT_BYTES;
         let fullness = self.log.fullness();
         if fullness > LOG_SLOW_AT && !full(fullness) {
             std::thread::sleep(Duration::from_micros((fullness - LOG_SLOW_AT) * 10));

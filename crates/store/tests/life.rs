@@ -12,7 +12,12 @@ use std::sync::Arc;
 const HEAD: BranchId = BranchId(0);
 
 fn options() -> StoreOptions {
-    StoreOptions { chunk_cache_bytes: 4 << 20, metadata_cache_bytes: 1 << 20, workers: 0, ..StoreOptions::default() }
+    StoreOptions {
+        chunk_cache_bytes: 4 << 20,
+        metadata_cache_bytes: 1 << 20,
+        workers: 0,
+        ..StoreOptions::default()
+    }
 }
 
 fn format(bytes: u64, rng: &dyn Rng) -> Arc<MemoryDevice> {
@@ -52,12 +57,19 @@ fn read(store: &Store, inode: InodeId) -> Vec<u8> {
     let prefix = key::inode(inode);
     let end = key::prefix_end(&prefix);
     let mut runs = Vec::new();
-    versions::scan_visible(&store.view(), Table::Extents, &prefix, end.as_deref(), &view, &mut |stem, value| {
-        let start = key::extents_window(stem).unwrap() * aegisfs_base::limits::WINDOW_BYTES;
-        let window = aegisfs_format::extent::decode_window(value).unwrap();
-        runs.extend(window.into_iter().map(|r| (start + u64::from(r.offset), r)));
-        std::ops::ControlFlow::Continue(())
-    })
+    versions::scan_visible(
+        &store.view(),
+        Table::Extents,
+        &prefix,
+        end.as_deref(),
+        &view,
+        &mut |stem, value| {
+            let start = key::extents_window(stem).unwrap() * aegisfs_base::limits::WINDOW_BYTES;
+            let window = aegisfs_format::extent::decode_window(value).unwrap();
+            runs.extend(window.into_iter().map(|r| (start + u64::from(r.offset), r)));
+            std::ops::ControlFlow::Continue(())
+        },
+    )
     .unwrap();
     let chunks: Vec<_> = runs.iter().map(|(_, r)| r.chunk).collect();
     store.prefetch(&chunks).unwrap();

@@ -3,6 +3,8 @@
 //! Needs root and /dev/fuse; says so and skips without. Every command runs under a time limit, and every
 //! test ends what it started, also when it fails.
 
+#![expect(clippy::print_stdout, reason = "a test tells what it did")]
+
 mod bad_input;
 mod lifecycle;
 mod stage;

@@ -2,9 +2,7 @@
 
 use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
 use aegisfs_device::Device;
-use aegisfs_fs::{
-    Changes, CopyEnd, Fs, FsError, FsOptions, Kind, MakeOptions, ROOT, RenameFlags, XattrMode,
-};
+use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, FsOptions, Kind, MakeOptions, ROOT, RenameFlags, XattrMode};
 use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
 use aegisfs_sim::SimWorld;
 use aegisfs_store::{StoreError, StoreOptions, open};
@@ -87,7 +85,11 @@ pub(crate) fn store_options() -> StoreOptions {
     }
 }
 
-pub(crate) fn mount(devices: Vec<Arc<dyn Device>>, rng: &dyn Rng, options: OpenOptions) -> Result<Fs, String> {
+pub(crate) fn mount(
+    devices: Vec<Arc<dyn Device>>,
+    rng: &dyn Rng,
+    options: OpenOptions,
+) -> Result<Fs, String> {
     let (pool, _) = Pool::open(devices, options).map_err(|e| format!("the pool does not open: {e}"))?;
     let (store, recovered) = open(pool, &store_options(), Arc::new(ManualClock::default()), rng)
         .map_err(|e| format!("the store does not open: {e}"))?;
@@ -180,14 +182,8 @@ impl History {
         let fs = mount(world.devices(), &rng, OpenOptions::default()).expect("it mounts");
         let mut stock = vec![0; 300 << 10];
         rng.fill(&mut stock);
-        let mut player = Player {
-            fs: &fs,
-            rng: &rng,
-            shape,
-            contents: BTreeMap::new(),
-            touched: BTreeMap::new(),
-            stock,
-        };
+        let mut player =
+            Player { fs: &fs, rng: &rng, shape, contents: BTreeMap::new(), touched: BTreeMap::new(), stock };
         let mut history = Self {
             names: vec![walk(&fs).expect("an empty root")],
             contents: BTreeMap::new(),
@@ -209,7 +205,10 @@ impl History {
         }
         for (id, content) in &player.contents {
             if fs.getattr(*id).is_ok() {
-                assert!(read_all(&fs, *id).expect("readable") == *content, "inode {id} reads wrong while mounted");
+                assert!(
+                    read_all(&fs, *id).expect("readable") == *content,
+                    "inode {id} reads wrong while mounted"
+                );
             }
         }
         drop(fs);
@@ -347,8 +346,7 @@ impl Player<'_> {
     }
 
     fn rename(&mut self, step: u64) -> Result<Deed, FsError> {
-        let (parent, old, new_parent, new) =
-            (self.directory()?, self.name(), self.directory()?, self.name());
+        let (parent, old, new_parent, new) = (self.directory()?, self.name(), self.directory()?, self.name());
         let exchange = self.rng.below(5) == 0;
         let flags = RenameFlags { exchange, ..RenameFlags::default() };
         let moved = self.fs.peek(parent, &old)?.id;

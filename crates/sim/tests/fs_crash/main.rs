@@ -4,6 +4,8 @@
 //! prefix of the operations that reaches at least what was promised; every byte of a file is what was last
 //! promised or anything written there later; counts, slots and hashes add up; and it goes on from there.
 
+#![expect(clippy::print_stdout, reason = "a test tells what it did")]
+
 mod history;
 mod oracle;
 mod switches;
@@ -20,7 +22,8 @@ fn survive(shape: Shape, seeds: std::ops::Range<u64>) {
     for seed in seeds {
         let plan = Plan::from_env(seed, POINTS);
         let history = History::run(&shape, plan.seed);
-        let outcome = explore(&history.world.trace(), &plan, |world, point| oracle::judge(&history, world, point));
+        let outcome =
+            explore(&history.world.trace(), &plan, |world, point| oracle::judge(&history, world, point));
         match outcome {
             Ok(passed) => points += passed,
             Err(failure) => panic!("{shape:?}: {failure}\nhistory:\n{}", history.story()),
@@ -46,5 +49,8 @@ fn histories_on_two_mirrored_devices() {
 
 #[test]
 fn histories_that_wrap_the_log() {
-    survive(Shape { devices: 1, operations: 120, log_pieces: 2, large: true, device_bytes: 10 << 20 }, 300..303);
+    survive(
+        Shape { devices: 1, operations: 120, log_pieces: 2, large: true, device_bytes: 10 << 20 },
+        300..303,
+    );
 }

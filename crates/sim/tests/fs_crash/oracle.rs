@@ -38,9 +38,10 @@ impl Known {
 
     /// A file's content must be at least that after this operation, if names are as after `names_at`.
     fn content_from(&self, history: &History, id: InodeId, names_at: u64) -> u64 {
-        let kept = self.promises.iter().filter(|(_, promise)| {
-            promise.everything || promise.file.is_some_and(|(file, _)| file == id)
-        });
+        let kept = self
+            .promises
+            .iter()
+            .filter(|(_, promise)| promise.everything || promise.file.is_some_and(|(file, _)| file == id));
         let synced = kept.map(|(step, _)| *step).max().unwrap_or(0);
         let ordered = (0..=names_at).filter(|n| history.promises[*n as usize].ordered == Some(id)).max();
         synced.max(ordered.unwrap_or(0))
@@ -57,7 +58,8 @@ pub(crate) fn judge(history: &History, world: &SimWorld, point: CrashPoint) -> R
     drop(fs);
     // What was just synced survives another opening, which replays what the first one left.
     let fs = mount(world.devices(), &rng, OpenOptions::default())?;
-    let after = fs.peek(ROOT, b"after").map_err(|e| format!("what was synced after recovery is gone: {e}"))?;
+    let after =
+        fs.peek(ROOT, b"after").map_err(|e| format!("what was synced after recovery is gone: {e}"))?;
     let content = read_all(&fs, after.id).map_err(|e| e.to_string())?;
     if content != vec![b'!'; 3000] {
         return Err("what was synced after recovery reads wrong".into());
@@ -97,7 +99,9 @@ fn judge_content(history: &History, known: &Known, fs: &Fs, id: InodeId, at: u64
     for (place, byte) in found.iter().enumerate() {
         let fits = allowed.iter().any(|content| content.get(place) == Some(byte));
         if !fits {
-            return Err(format!("byte {place} of inode {id} is {byte}, which it was not since operation {from}"));
+            return Err(format!(
+                "byte {place} of inode {id} is {byte}, which it was not since operation {from}"
+            ));
         }
     }
     Ok(())

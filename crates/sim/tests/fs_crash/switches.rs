@@ -24,7 +24,8 @@ fn first_failure(edge: Edge, shape: &Shape) -> Option<Failure> {
                 return Some(Failure { seed, point, passed: spent, reason });
             };
             let plan = Plan { seed, budget: 100, only: None };
-            let outcome = explore(&history.world.trace(), &plan, |world, point| oracle::judge(&history, world, point));
+            let outcome =
+                explore(&history.world.trace(), &plan, |world, point| oracle::judge(&history, world, point));
             match outcome {
                 Ok(passed) => spent += passed,
                 Err(failure) => return Some(Failure { passed: spent + failure.passed, ..failure }),
@@ -69,6 +70,7 @@ fn every_safeguard_of_log_and_rows_is_needed() {
 
 #[test]
 fn freed_slots_wait_for_the_checkpoint() {
-    let shape = Shape { operations: 200, large: true, device_bytes: 8 << 20, log_pieces: 2, ..Shape::default() };
+    let shape =
+        Shape { operations: 200, large: true, device_bytes: 8 << 20, log_pieces: 2, ..Shape::default() };
     must_show(&[Edge::SlotsFreedAfterCheckpoint], &shape);
 }

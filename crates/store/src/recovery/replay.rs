@@ -81,8 +81,7 @@ impl<'a> Replay<'a> {
         // Records whose durability no later record has confirmed yet.
         let mut waiting: VecDeque<Found> = VecDeque::new();
         let mut cursor = self.start;
-        loop {
-            let Some(found) = self.find_next(&cursor)? else { break };
+        while let Some(found) = self.find_next(&cursor)? {
             self.flushed = self.flushed.max(found.head.flushed);
             cursor = LogMark {
                 applied: found.head.sequences.1,
@@ -99,15 +98,15 @@ impl<'a> Replay<'a> {
                 break;
             }
         }
-        if let Some(beyond) = self.damage_behind(&cursor)? {
-            if !removed(Edge::LogDamageIsNotTail) {
-                recovered.read_only = Some(format!(
-                    "the intent log is damaged at position {}: changes up to {beyond} were acknowledged, but \
+        if let Some(beyond) = self.damage_behind(&cursor)?
+            && !removed(Edge::LogDamageIsNotTail)
+        {
+            recovered.read_only = Some(format!(
+                "the intent log is damaged at position {}: changes up to {beyond} were acknowledged, but \
                      those after {} cannot be read",
-                    cursor.position, cursor.applied
-                ));
-                tracing::error!(position = cursor.position, "the intent log is damaged");
-            }
+                cursor.position, cursor.applied
+            ));
+            tracing::error!(position = cursor.position, "the intent log is damaged");
         }
         for found in waiting {
             if !self.rows_are_whole(&found.record)? {
@@ -229,11 +228,11 @@ impl<'a> Replay<'a> {
     fn segment(&self, row: &RowDependency, record: &LogRecord) -> Result<Option<Segment>, StoreError> {
         let key = key::segment(row.segment);
         let ops = record.transactions.iter().flat_map(|transaction| &transaction.ops);
-        let opened = ops.filter_map(|op| match op {
+        let mut opened = ops.rev().filter_map(|op| match op {
             Op::Put { table: Table::Segments, key: found, value } if *found == key => Some(value.clone()),
             _ => None,
         });
-        let stored = match opened.last() {
+        let stored = match opened.next() {
             Some(value) => Some(value),
             None => self.metadata.view().get(Table::Segments, &key)?,
         };
