@@ -91,10 +91,23 @@ impl Database {
         self.healed.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the slots that hold it, all copies counted.
-    pub fn slot_bytes(&self) -> u64 {
-        let slots: usize = self.pieces.read().iter().map(Vec::len).sum();
-        slots as u64 * self.pool.slot_bytes()
+    /// Bytes of its slots that were written, all copies counted: the rest of a mapped slot is still a hole
+    /// in an image file.
+    ///
+    /// # Errors
+    /// When its checksum blocks cannot be read.
+    pub fn written_bytes(&self) -> Result<u64, PoolError> {
+        let pieces = self.pieces.read().clone();
+        let mut blocks = 0u64;
+        for (piece, places) in pieces.iter().enumerate().filter(|(_, places)| !places.is_empty()) {
+            let mut pages = 0u64;
+            for page in 0..self.layout.pages {
+                pages += u64::from(self.page_entry(piece as u32, page)?.0.counter > 0);
+            }
+            let frame = 1 + 2 * u64::from(self.layout.groups);
+            blocks += (pages + frame) * places.len() as u64;
+        }
+        Ok(blocks * BLOCK_BYTES as u64)
     }
 
     /// Which piece a page is in, and which page of the piece it is.
@@ -194,6 +207,31 @@ impl Database {
         if !removed(Edge::PageFlush) {
             self.pool.flush()?;
         }
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// Forgets a database whose content can be had from elsewhere; its slots are free then. After a crash it is
+    /// as it was, or empty.
+    ///
+    /// # Errors
+    /// When a superblock cannot be written.
+    pub fn forget_database(&self, number: u8) -> Result<(), PoolError> {
+        self.ensure_dirty()?;
+        let mut state = self.state.lock();
+        let before = (state.map.clone(), state.superblock.database_bytes[usize::from(number)]);
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            before.0.iter().partition(|entry| entry.owner == MapOwner::Database(number));
+        state.map = kept;
+        state.superblock.database_bytes[usize::from(number)] = 0;
+        if let Err(error) = self.publish(&mut state) {
+            // Some device may say so already, so the slots stay taken until the pool is opened again.
+            (state.map, state.superblock.database_bytes[usize::from(number)]) = before;
+            return Err(error);
+        }
+        drop(state);
+        self.abandon(&gone.iter().map(|entry| (entry.device, entry.slot)).collect::<Vec<_>>());
         Ok(())
     }
 }

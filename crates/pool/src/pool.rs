@@ -6,6 +6,7 @@ use crate::slots::{Placement, SlotTable, Space};
 use crate::superblocks;
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{DeviceIndex, Incarnation, SlotIndex, Uuid};
+use aegisfs_format::layout::SUPERBLOCK_BYTES;
 use aegisfs_format::map::{self, MAP_ENTRIES_MAX, MapEntry, MapOwner};
 use aegisfs_format::sum128;
 use aegisfs_format::superblock::{Membership, Superblock};
@@ -119,6 +120,13 @@ impl Pool {
     /// Bytes that the backings of all members take, where that can be told.
     pub fn allocated_bytes(&self) -> Option<u64> {
         self.members.iter().flatten().map(|m| m.device.allocated_bytes()).sum()
+    }
+
+    /// Bytes of the header areas that were written.
+    pub fn header_bytes(&self) -> u64 {
+        let map_blocks = u64::from(self.state.lock().superblock.map_blocks);
+        let area = 2 * (SUPERBLOCK_BYTES as u64 + map_blocks * aegisfs_base::limits::BLOCK_BYTES as u64);
+        self.members.iter().flatten().count() as u64 * 2 * area
     }
 
     /// Slots that hold databases and the log.

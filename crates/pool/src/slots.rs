@@ -136,6 +136,8 @@ impl SlotTable {
     pub(crate) fn space(&self, members: usize) -> Space {
         let freeing = |d: &DeviceSlots| d.states.iter().filter(|s| **s == SlotState::Freeing).count() as u64;
         let free: Vec<u64> = self.devices.iter().filter(|d| d.usable).map(|d| u64::from(d.free)).collect();
+        // With members missing, segments have fewer shards rather than no place.
+        let members = members.min(free.len()).max(1);
         Space {
             slots: self.devices.iter().map(|d| d.states.len() as u64).sum(),
             free: self.devices.iter().map(|d| u64::from(d.free)).sum(),

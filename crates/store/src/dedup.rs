@@ -10,7 +10,7 @@ mod filter;
 use crate::StoreError;
 use crate::store::Ids;
 use crate::tables::Tables;
-use aegisfs_base::ChunkId;
+use aegisfs_base::{ChunkId, FaultKind};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::value;
@@ -88,7 +88,14 @@ impl Dedup {
             }
             Arc::clone(&state.base)
         };
-        let stored = base.get(INDEX, &key)?;
+        let stored = match base.get(INDEX, &key) {
+            // A damaged index costs room, never data; the next opening makes it anew.
+            Err(error) if error.kind() == FaultKind::Corrupt => {
+                tracing::warn!(%error, "the dedup index is damaged; what it would find is stored again");
+                return Ok(None);
+            }
+            stored => stored?,
+        };
         let Some(stored) = stored else { return Ok(None) };
         let chunk = value::unwrap(&stored)?.first_chunk::<8>().copied();
         Ok(chunk.map(|bytes| ChunkId(u64::from_le_bytes(bytes))))

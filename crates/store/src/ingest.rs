@@ -206,8 +206,9 @@ impl Store {
 }
 
 impl Ingested<'_> {
-    /// Waits until every batch that looked chunks up before this one has passed.
-    fn wait_turn(&self) {
+    /// Waits until every batch that looked chunks up before this one has passed. Whoever takes locks for
+    /// the change waits before: an earlier batch may need them.
+    pub fn wait_turn(&self) {
         let Some(ticket) = self.ticket else { return };
         let mut state = self.store.ingest.state.lock();
         while state.passed < ticket {

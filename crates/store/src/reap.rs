@@ -47,6 +47,7 @@ impl Store {
     /// Lets an orphan be reaped.
     pub fn release_orphan(&self, inode: InodeId) {
         self.space.held.lock().remove(&inode);
+        self.space.released.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
         self.wake_service();
     }
 

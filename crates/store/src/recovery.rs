@@ -5,6 +5,7 @@
 //! 3. Replay the intent log; nothing that was acknowledged may be cut.
 //! 4. Make the verdict final: seal open segments, new incarnation, checkpoint.
 //!
+//! Only a dedup index that cannot be read is replaced before step 4, since it is needed by nothing else.
 //! A crash during recovery changes nothing that step 1 reads before step 4, and step 4 repeated gives the
 //! same result.
 
@@ -26,7 +27,7 @@ use aegisfs_base::{BranchId, Clock, Rng, SegmentId, Sequence};
 use aegisfs_format::key::Table;
 use aegisfs_format::op::{Op, Transaction};
 use aegisfs_format::value::{Segment, SegmentState};
-use aegisfs_kv::{OrderedKv, RedbKv};
+use aegisfs_kv::{MemoryKv, OrderedKv, RedbKv};
 use aegisfs_pool::{Database, Placement, Pool};
 use replay::{Replay, TornCell};
 use std::ops::ControlFlow;
@@ -74,8 +75,7 @@ pub fn open(
     let (last, end, freed, torn) = (replay.last, replay.end, replay.freed, replay.torn);
     claim_segments(&pool, &metadata)?;
 
-    let index = Arc::new(Database::new(Arc::clone(&pool), DEDUP, DEDUP_COPIES));
-    let dedup = Dedup::open(open_engine(&index, DEDUP_CACHE_BYTES, read_only)?, &metadata.view())?;
+    let (dedup, index) = open_dedup(&pool, &metadata, read_only)?;
     let ids = Ids::load(&metadata.view())?;
     let log = Log::new(Arc::clone(&pool), end);
     let parts = Parts { pool, metadata, dedup, log, ids, last, freed, databases: vec![database, index] };
@@ -99,6 +99,32 @@ fn open_engine(
         RedbKv::open(backing, cache_bytes)?
     };
     Ok(Box::new(engine))
+}
+
+/// The dedup index is derived data on a single copy: where it cannot be read it is made anew from the chunks'
+/// descriptors, on the devices or, when nothing may be written, in memory.
+fn open_dedup(
+    pool: &Arc<Pool>,
+    metadata: &Metadata,
+    read_only: bool,
+) -> Result<(Dedup, Arc<Database>), StoreError> {
+    let index = || Arc::new(Database::new(Arc::clone(pool), DEDUP, DEDUP_COPIES));
+    let stored = index();
+    let opened = open_engine(&stored, DEDUP_CACHE_BYTES, read_only)
+        .and_then(|engine| Dedup::open(engine, &metadata.view()));
+    let error = match opened {
+        Ok(dedup) => return Ok((dedup, stored)),
+        Err(error) => error,
+    };
+    tracing::warn!(%error, "the dedup index cannot be read and is made anew");
+    if read_only {
+        return Ok((Dedup::open(Box::new(MemoryKv::new()), &metadata.view())?, stored));
+    }
+    drop(stored);
+    pool.forget_database(DEDUP)?;
+    let empty = index();
+    let engine = RedbKv::create(OnPool(Arc::clone(&empty)), DEDUP_CACHE_BYTES)?;
+    Ok((Dedup::open(Box::new(engine), &metadata.view())?, empty))
 }
 
 fn read_mark(metadata: &Metadata) -> Result<LogMark, StoreError> {

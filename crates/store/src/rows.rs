@@ -12,6 +12,8 @@ use aegisfs_format::log::RowDependency;
 
 /// Cells are closed when they have grown to this.
 const CELL_BYTES_AIM: usize = 1 << 20;
+/// The end of a segment is filled with a smaller cell when it has at least this much room.
+const CELL_BYTES_MIN: u64 = 64 << 10;
 
 /// A frame ready to be written: what was compressed in one go.
 pub(crate) struct Frame {
@@ -37,9 +39,11 @@ impl Store {
         frames: &[Frame],
         written: &mut Vec<WrittenRow>,
     ) -> Result<(), StoreError> {
-        let limit = CELL_BYTES_AIM.min(self.cell_bytes_max());
         let mut rest = frames;
         while !rest.is_empty() {
+            let room = self.segments.room(&self.pool);
+            let limit = CELL_BYTES_AIM.min(self.cell_bytes_max());
+            let limit = if room >= CELL_BYTES_MIN { limit.min(room as usize) } else { limit };
             let (mut count, mut chunks, mut payload) = (0, 0, 0);
             for frame in rest {
                 let grown = cell::cell_bytes(chunks + frame.chunks.len(), payload + frame.stored.len());

@@ -88,11 +88,13 @@ fn step(
     intervals: Intervals,
     last_checkpoint: &mut Duration,
     last_sequence: &mut aegisfs_base::Sequence,
-    reaped_at: &mut Option<aegisfs_base::Sequence>,
+    reaped_at: &mut Option<u64>,
 ) -> Result<(), crate::StoreError> {
-    if *reaped_at != Some(store.last_sequence()) {
+    // What a crash left is reaped at the start, later orphans when they are let go.
+    let released = store.space.released.load(Ordering::Acquire);
+    if *reaped_at != Some(released) {
         store.reap_all()?;
-        *reaped_at = Some(store.last_sequence());
+        *reaped_at = Some(released);
     }
     if store.log.queued_transactions() > 0 {
         store.sync()?;

@@ -11,6 +11,7 @@ use aegisfs_base::InodeId;
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
+use aegisfs_format::map::MapOwner;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -31,6 +32,8 @@ pub(crate) struct SpaceBook {
     promised: Arc<AtomicU64>,
     /// Orphans that something still has open.
     pub(crate) held: Mutex<HashSet<InodeId>>,
+    /// How many orphans were let go, so that the service notices.
+    pub(crate) released: AtomicU64,
     /// One reaper at a time.
     pub(crate) reaping: Mutex<()>,
 }
@@ -74,9 +77,9 @@ pub struct SpaceReport {
     pub unique_bytes: u64,
     /// Stored bytes of those chunks.
     pub compressed_bytes: u64,
-    /// Bytes of slots that hold segments, all copies counted.
+    /// Bytes written to slots that hold segments, all copies counted.
     pub data_bytes: u64,
-    /// Bytes of slots that hold metadata databases and the log, and of the header areas.
+    /// Bytes written to slots of metadata databases and the log, and to the header areas.
     pub metadata_bytes: u64,
     /// Both together.
     pub physical_bytes: u64,
@@ -186,12 +189,14 @@ impl Store {
             return Err(error.into());
         }
         let space = self.pool.space();
-        let mapped = self.pool.mapped_slots().len() as u64;
-        let devices = self.pool.superblock().devices.len() as u64;
-        let used = space.slots - space.free - mapped;
-        report.data_bytes = used * self.pool.slot_bytes();
-        report.metadata_bytes =
-            mapped * self.pool.slot_bytes() + devices * 2 * aegisfs_format::layout::HEADER_AREA_BYTES;
+        let mapped = self.pool.mapped_slots();
+        let used = space.slots - space.free - mapped.len() as u64;
+        report.data_bytes = used * self.pool.slot_bytes() - self.segments.unwritten(&self.pool);
+        let log_slots = mapped.iter().filter(|entry| entry.owner == MapOwner::Log).count() as u64;
+        report.metadata_bytes = log_slots * self.pool.slot_bytes() + self.pool.header_bytes();
+        for database in &self.databases {
+            report.metadata_bytes += database.written_bytes()?;
+        }
         report.physical_bytes = report.data_bytes + report.metadata_bytes;
         Ok(report)
     }
