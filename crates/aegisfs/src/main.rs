@@ -19,6 +19,11 @@ mod places;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// Buffers of megabytes come and go with every request; the usual allocator gives each back to the kernel,
+/// which then clears the same pages again and again (a fifth of the time of a streaming write).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
     let name = std::path::Path::new(&name).file_name().unwrap_or_default().to_string_lossy().into_owned();
