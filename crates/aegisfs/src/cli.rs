@@ -41,6 +41,12 @@ pub(crate) enum Command {
         /// The mount point.
         mount: PathBuf,
     },
+    /// Serve a filesystem that keeps nothing, to measure what the way through the kernel costs.
+    #[command(hide = true)]
+    NullMount {
+        /// The mount point.
+        mount: PathBuf,
+    },
     /// Verify everything on a device that is not mounted.
     #[command(visible_alias = "fsck")]
     Check {

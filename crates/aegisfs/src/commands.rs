@@ -12,6 +12,15 @@ use crate::cli::{Cli, Command};
 use crate::failure::Failure;
 use std::process::ExitCode;
 
+/// Serves the null filesystem until it is unmounted.
+fn null_mount(mount: &std::path::Path) -> Result<ExitCode, Failure> {
+    let options = aegisfs_fuse::MountOptions { source: "null".into(), ..Default::default() };
+    let (_mounted, connection) = aegisfs_fuse::Mount::new(mount, &options)?;
+    let face = aegisfs_fuse::NullFace::default();
+    aegisfs_fuse::Session::start(connection, face, aegisfs_fuse::SessionOptions::default())?.wait();
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Runs a command; the code is what the process ends with.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let json = cli.json;
@@ -22,6 +31,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Sync { mount } => sync::run(&mount, json),
         Command::Status { target } => status::run(target.as_deref(), json),
         Command::Usage { mount } => usage::run(&mount, json),
+        Command::NullMount { mount } => null_mount(&mount),
         Command::Check { device } => check::run(&device, json),
     }
 }
