@@ -14,6 +14,10 @@ static CLOSING_LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// Runs the tests and returns those that skipped themselves.
 pub(crate) fn run() -> Result<Vec<Skip>> {
     shell::run(&["cargo", "test", "--quiet", "--doc", "--workspace"])?;
+    // Every decoder over its corpus and some thousand mutations of it; a workspace of its own.
+    let fuzz =
+        ["cargo", "test", "--quiet", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"];
+    shell::run(&fuzz)?;
     run_selected("not binary(mounted)")
 }
 

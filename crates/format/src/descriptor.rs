@@ -143,7 +143,8 @@ impl Descriptor {
         let bounded = end <= u64::from(descriptor.frame.plain_bytes)
             && descriptor.frame.plain_bytes as usize <= FRAME_BYTES_MAX
             && descriptor.plain_bytes as usize <= CHUNK_BYTES_MAX
-            && descriptor.frame.stored_bytes as usize <= 2 * FRAME_BYTES_MAX;
+            && descriptor.frame.stored_bytes as usize <= 2 * FRAME_BYTES_MAX
+            && descriptor.frame.slot_offset.checked_add(descriptor.frame.stored_bytes).is_some();
         if !bounded {
             return Err(FormatError::Value { what: WHAT, field: "plain_bytes", value: end });
         }

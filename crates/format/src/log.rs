@@ -272,7 +272,8 @@ impl LogRecordHead {
             .collect::<Result<_, FormatError>>()?;
         let transactions = Transaction::decode_all(body)?;
         let ends = transactions.first().map(|t| t.sequence).zip(transactions.last().map(|t| t.sequence));
-        let in_order = transactions.windows(2).all(|pair| pair[0].sequence.next() == pair[1].sequence);
+        let in_order =
+            transactions.windows(2).all(|pair| pair[0].sequence.0.checked_add(1) == Some(pair[1].sequence.0));
         if ends != Some(self.sequences) || !in_order {
             return Err(FormatError::Value { what: WHAT, field: "first", value: self.sequences.0.0 });
         }

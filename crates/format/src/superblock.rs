@@ -299,7 +299,7 @@ impl Superblock {
             log_copies: fixed.log_copies,
             compression: (fixed.codec, fixed.codec_level),
             dirty: fixed.dirty != 0,
-            label: text(&fixed.label, fixed.label_bytes),
+            label: text("label", &fixed.label, fixed.label_bytes)?,
             incarnations: fixed
                 .incarnations
                 .iter()
@@ -384,7 +384,9 @@ impl DeviceEntry {
             membership,
             health: entry.health,
             tier: entry.tier,
-            failure_domain: text(&entry.failure_domain, 32).trim_end_matches('\0').to_owned(),
+            failure_domain: text("failure_domain", &entry.failure_domain, 32)?
+                .trim_end_matches('\0')
+                .to_owned(),
             path: entry.path[..path_bytes].to_vec(),
         })
     }
@@ -400,8 +402,9 @@ fn copy_text(place: &mut [u8], text: &[u8]) -> u8 {
     u8::try_from(text.len()).expect("places are short")
 }
 
-fn text(place: &[u8], bytes: u8) -> String {
-    String::from_utf8_lossy(&place[..usize::from(bytes).min(place.len())]).into_owned()
+fn text(field: &'static str, place: &[u8], bytes: u8) -> Result<String, FormatError> {
+    let text = std::str::from_utf8(&place[..usize::from(bytes).min(place.len())]);
+    text.map(str::to_owned).map_err(|_| FormatError::Value { what: WHAT, field, value: u64::from(bytes) })
 }
 
 #[cfg(test)]

@@ -70,10 +70,9 @@ impl FsError {
             Self::Store(error) => match error.kind() {
                 FaultKind::NoSpace => Errno::ENOSPC,
                 FaultKind::Poisoned => Errno::EROFS,
-                FaultKind::Corrupt
-                | FaultKind::Unavailable
-                | FaultKind::Invalid
-                | FaultKind::Internal => Errno::EIO,
+                FaultKind::Corrupt | FaultKind::Unavailable | FaultKind::Invalid | FaultKind::Internal => {
+                    Errno::EIO
+                }
             },
         }
     }

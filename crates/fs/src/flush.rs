@@ -15,20 +15,24 @@ use aegisfs_format::value::Inode;
 use aegisfs_store::{Committed, Ingested, Piece, StoreError};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 pub use threads::Flusher;
+pub(crate) use threads::RUN_BYTES_READY;
 
 /// Most files in one change; bounds the log record.
 const BATCH_FILES_MAX: usize = 256;
-/// Most references in one change, for the same reason.
-const BATCH_STRETCHES_MAX: usize = 1500;
+/// Most stretches of bytes in one change, for the same reason.
+const BATCH_STRETCHES_MAX: usize = 1000;
 /// A single file is taken along into a batch up to this size.
 const BATCH_BYTES_MAX: u64 = 4 << 20;
+/// Most bytes of one file in one change: their chunks are described in it.
+const LEAVING_BYTES_MAX: u64 = 32 << 20;
 
 /// A file whose bytes are leaving; its `flushing` lock is held.
 struct Leaving<'n> {
     node: &'n Node,
     bytes: Arc<Overlay>,
+    /// Whether more of the file waits for the next change.
+    more: bool,
     size: u64,
     /// Whether the file is so small that its content goes beside its inode: all of it is here.
     inline: bool,
@@ -44,10 +48,21 @@ impl Fs {
         self.flush_locked(node, flushing)
     }
 
-    pub(crate) fn flush_locked(&self, node: &Node, flushing: MutexGuard<'_, ()>) -> Result<(), FsError> {
-        match self.take_leaving(node, flushing) {
-            Some(leaving) => self.store_leaving(vec![leaving]),
-            None => self.commit_attributes(node),
+    pub(crate) fn flush_locked<'n>(
+        &self,
+        node: &'n Node,
+        mut flushing: MutexGuard<'n, ()>,
+    ) -> Result<(), FsError> {
+        loop {
+            let Some(leaving) = self.take_leaving(node, flushing) else {
+                return self.commit_attributes(node);
+            };
+            let more = leaving.more;
+            self.store_leaving(vec![leaving])?;
+            if !more {
+                return Ok(());
+            }
+            flushing = node.flushing.lock();
         }
     }
 
@@ -67,13 +82,19 @@ impl Fs {
         if !state.overlay.needs_flush() || state.dead {
             return None;
         }
-        let bytes = Arc::new(std::mem::take(&mut state.overlay));
+        let bytes = Arc::new(state.overlay.take_first(BATCH_STRETCHES_MAX, LEAVING_BYTES_MAX));
         state.leaving = Arc::clone(&bytes);
-        let size = state.inode.size;
-        let whole = bytes.ranges().gaps(0, size).is_empty();
+        let more = state.overlay.needs_flush();
+        // The size waits for the bytes that have to wait themselves.
+        let size = match more {
+            true => state.committed_size.max(bytes.end()).min(state.inode.size),
+            false => state.inode.size,
+        };
+        let whole = !more && bytes.ranges().gaps(0, size).is_empty();
         Some(Leaving {
             node,
             bytes,
+            more,
             size,
             inline: size <= INLINE_BYTES_MAX as u64 && whole && state.inode.allocated == 0,
             pending: state.last_pending,
@@ -91,7 +112,9 @@ impl Fs {
             for file in &files {
                 let mut state = file.node.state.write();
                 let older = std::mem::take(&mut state.leaving);
+                let waiting = older.waiting_bytes() + state.overlay.waiting_bytes();
                 state.overlay.put_under((*older).clone());
+                self.count_waiting(waiting, state.overlay.waiting_bytes());
             }
         }
         drop(files);
@@ -111,6 +134,8 @@ impl Fs {
             }
         }
         let mut ingested = self.store.ingest(files.len(), &pieces, trusting)?;
+        // Before any lock is taken: an earlier batch may be waiting for one of them.
+        ingested.wait_turn();
         // The locks are taken in ascending order, as everywhere.
         let mut states: Vec<_> = files.iter().map(|file| file.node.state.write()).collect();
         let mut ops = Vec::new();
@@ -149,7 +174,7 @@ impl Fs {
         if state.overlay.new_bytes() == 0 {
             state.promised = None;
         }
-        self.dirty_bytes.fetch_sub(bytes.bytes().min(self.dirty_bytes()), Ordering::AcqRel);
+        self.count_waiting(bytes.waiting_bytes(), 0);
     }
 
     /// Makes a file durable: its bytes, its attributes, and every name that led to it before.
@@ -158,7 +183,8 @@ impl Fs {
         let small = {
             let mut state = node.state.write();
             let new = state.overlay.new_bytes();
-            let small = new > 0 && new <= LOG_PAYLOAD_BYTES_MAX as u64 && !state.dead;
+            let few = state.overlay.new_runs().count() <= BATCH_STRETCHES_MAX;
+            let small = new > 0 && new <= LOG_PAYLOAD_BYTES_MAX as u64 && few && !state.dead;
             if small {
                 self.log_bytes(node.id, &mut state)?;
             }
@@ -224,17 +250,28 @@ impl Fs {
         let mut batch: Vec<Leaving<'_>> = Vec::new();
         let (mut bytes, mut stretches) = (0, 0);
         for node in nodes {
+            let mut more = false;
             match self.take_leaving(node, node.flushing.lock()) {
                 Some(leaving) => {
+                    let count = leaving.bytes.stretches().len();
+                    if stretches + count > BATCH_STRETCHES_MAX {
+                        outcome = outcome.and(self.store_leaving(std::mem::take(&mut batch)));
+                        (bytes, stretches) = (0, 0);
+                    }
                     bytes += leaving.bytes.bytes();
-                    stretches += leaving.bytes.stretches().len();
+                    stretches += count;
+                    more = leaving.more;
                     batch.push(leaving);
                 }
                 None => outcome = outcome.and(self.commit_attributes(node)),
             }
-            if bytes >= BATCH_BYTES_MAX || stretches >= BATCH_STRETCHES_MAX || batch.len() == BATCH_FILES_MAX {
+            let full = bytes >= BATCH_BYTES_MAX || stretches >= BATCH_STRETCHES_MAX;
+            if full || more || batch.len() == BATCH_FILES_MAX {
                 outcome = outcome.and(self.store_leaving(std::mem::take(&mut batch)));
                 (bytes, stretches) = (0, 0);
+            }
+            if more {
+                outcome = outcome.and(self.flush_node(node));
             }
         }
         if !batch.is_empty() {
@@ -269,12 +306,7 @@ fn inline_ops(
     ]
 }
 
-fn extent_ops(
-    file: &Leaving<'_>,
-    state: &NodeState,
-    ingested: &mut Ingested<'_>,
-    number: usize,
-) -> Vec<Op> {
+fn extent_ops(file: &Leaving<'_>, state: &NodeState, ingested: &mut Ingested<'_>, number: usize) -> Vec<Op> {
     let mut ops = vec![inode_op(file, state, false)];
     if state.inode.inline {
         ops.push(Op::RemoveVersion { table: Table::Inline, stem: key::inode(file.node.id).to_vec() });

@@ -148,6 +148,17 @@ impl Fs {
         (self.handles.count(), self.nodes.nodes_in_memory())
     }
 
+    /// Counts bytes that came to wait in memory or in the log.
+    pub(crate) fn count_waiting(&self, before: u64, after: u64) {
+        if after >= before {
+            self.dirty_bytes.fetch_add(after - before, Ordering::AcqRel);
+            return;
+        }
+        // Never below nothing: a count that wraps around would hold every writer for good.
+        let less = |count: u64| Some(count.saturating_sub(before - after));
+        let _ = self.dirty_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -184,11 +195,17 @@ impl Fs {
         let mut state = NodeState { inode, committed_size: inode.size, ..NodeState::default() };
         if inode.inline && state.is_regular() {
             let stored = versions::visible(&self.store.view(), Table::Inline, &key::inode(id), &view)?;
-            let content = stored.ok_or_else(|| inconsistent(format!("inode {id} lacks its inline content")))?;
+            let content =
+                stored.ok_or_else(|| inconsistent(format!("inode {id} lacks its inline content")))?;
             state.overlay.write(0, value::unwrap(&content)?, Origin::Inline);
         }
         self.overlay_pending(id, &mut state)?;
-        let node = self.nodes.insert(Arc::new(Node::new(id, state)));
+        let waiting = state.overlay.waiting_bytes();
+        let new = Arc::new(Node::new(id, state));
+        let node = self.nodes.insert(Arc::clone(&new));
+        if Arc::ptr_eq(&node, &new) {
+            self.count_waiting(0, waiting);
+        }
         Ok(node)
     }
 
@@ -223,8 +240,7 @@ impl Fs {
     /// The entries of a directory that share a name's hash.
     pub(crate) fn bucket(&self, parent: InodeId, hash: u64) -> Result<Vec<Dirent>, FsError> {
         let view = self.store.head_view(HEAD)?;
-        let stored =
-            versions::visible(&self.store.view(), Table::Dirent, &key::dirent(parent, hash), &view)?;
+        let stored = versions::visible(&self.store.view(), Table::Dirent, &key::dirent(parent, hash), &view)?;
         Ok(stored.map_or(Ok(Vec::new()), |stored| decode_dirents(&stored))?)
     }
 

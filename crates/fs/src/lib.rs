@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod check;
-mod error;
 mod errno;
+mod error;
 mod flush;
 mod fs;
 mod handle;
@@ -18,8 +18,8 @@ mod overlay;
 mod table;
 
 pub use check::{TreeProblem, TreeReport};
-pub use error::FsError;
 pub use errno::Errno;
+pub use error::FsError;
 pub use flush::Flusher;
 pub use fs::{Attributes, Caller, Fs, FsOptions, ROOT};
 pub use handle::HandleId;

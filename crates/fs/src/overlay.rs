@@ -32,23 +32,57 @@ impl Run {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Overlay {
     runs: BTreeMap<u64, Run>,
+    /// Bytes by where else they stand, so that no write has to add up all runs.
+    counts: Counts,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    new: u64,
+    logged: u64,
+    inline: u64,
+}
+
+impl Counts {
+    fn of(&mut self, origin: Origin) -> &mut u64 {
+        match origin {
+            Origin::New => &mut self.new,
+            Origin::Logged => &mut self.logged,
+            Origin::Inline => &mut self.inline,
+        }
+    }
 }
 
 impl Overlay {
+    fn from_runs(runs: BTreeMap<u64, Run>) -> Self {
+        let mut counts = Counts::default();
+        runs.values().for_each(|run| *counts.of(run.origin) += run.data.len() as u64);
+        Self { runs, counts }
+    }
+
+    fn insert(&mut self, offset: u64, run: Run) {
+        *self.counts.of(run.origin) += run.data.len() as u64;
+        self.runs.insert(offset, run);
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
-        self.runs.values().map(|run| run.data.len() as u64).sum()
+        self.counts.new + self.counts.logged + self.counts.inline
+    }
+
+    /// Bytes held that have to go into a row or beside the inode.
+    pub(crate) fn waiting_bytes(&self) -> u64 {
+        self.counts.new + self.counts.logged
     }
 
     /// Bytes held that stand nowhere else.
     pub(crate) fn new_bytes(&self) -> u64 {
-        let new = self.runs.values().filter(|run| run.origin == Origin::New);
-        new.map(|run| run.data.len() as u64).sum()
+        self.counts.new
     }
 
     /// Whether something has to go into a row.
     pub(crate) fn needs_flush(&self) -> bool {
-        self.runs.values().any(|run| run.origin != Origin::Inline)
+        self.waiting_bytes() > 0
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -60,10 +94,10 @@ impl Overlay {
         self.runs.values().map(|run| run.data.len()).max().unwrap_or(0)
     }
 
-    /// Puts bytes over whatever was there.
-    pub(crate) fn write(&mut self, offset: u64, data: &[u8], origin: Origin) {
+    /// Puts bytes over whatever was there; says how long the run is that they are in now.
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8], origin: Origin) -> usize {
         if data.is_empty() {
-            return;
+            return 0;
         }
         self.cut(offset, offset + data.len() as u64);
         if let Some((start, run)) = self.runs.range_mut(..offset).next_back()
@@ -72,9 +106,12 @@ impl Overlay {
             && run.data.len() + data.len() <= RUN_BYTES_MAX
         {
             run.data.extend_from_slice(data);
-            return;
+            let length = run.data.len();
+            *self.counts.of(origin) += data.len() as u64;
+            return length;
         }
-        self.runs.insert(offset, Run { data: data.to_vec(), origin });
+        self.insert(offset, Run { data: data.to_vec(), origin });
+        data.len()
     }
 
     /// Takes a range out.
@@ -83,24 +120,57 @@ impl Overlay {
             return;
         }
         if let Some((start, run)) = self.runs.range_mut(..from).next_back() {
-            let (start, end) = (*start, run.end(*start));
+            let (start, end, origin) = (*start, run.end(*start), run.origin);
             if end > from {
                 let tail = run.data.split_off((from - start) as usize);
+                *self.counts.of(origin) -= tail.len() as u64;
                 if end > to {
-                    let data = tail[(to - from) as usize..].to_vec();
-                    let origin = run.origin;
-                    self.runs.insert(to, Run { data, origin });
+                    self.insert(to, Run { data: tail[(to - from) as usize..].to_vec(), origin });
                     return;
                 }
             }
         }
         while let Some((start, end)) = self.runs.range(from..to).next().map(|(s, run)| (*s, run.end(*s))) {
             let run = self.runs.remove(&start).expect("it was just found");
+            *self.counts.of(run.origin) -= run.data.len() as u64;
             if end > to {
-                let data = run.data[(to - start) as usize..].to_vec();
-                self.runs.insert(to, Run { data, origin: run.origin });
+                self.insert(to, Run { data: run.data[(to - start) as usize..].to_vec(), origin: run.origin });
             }
         }
+    }
+
+    /// Takes everything from an offset on out and returns it.
+    pub(crate) fn split_off(&mut self, at: u64) -> Self {
+        let mut tail = self.runs.split_off(&at);
+        if let Some((start, run)) = self.runs.range_mut(..at).next_back()
+            && run.end(*start) > at
+        {
+            let data = run.data.split_off((at - start) as usize);
+            tail.insert(at, Run { data, origin: run.origin });
+        }
+        let tail = Self::from_runs(tail);
+        self.counts.new -= tail.counts.new;
+        self.counts.logged -= tail.counts.logged;
+        self.counts.inline -= tail.counts.inline;
+        tail
+    }
+
+    /// Takes the first runs out, at least one, up to so many of them and so many bytes.
+    pub(crate) fn take_first(&mut self, runs: usize, bytes: u64) -> Self {
+        let mut so_far = 0;
+        let beyond = self.runs.iter().enumerate().find(|(n, (_, run))| {
+            so_far += run.data.len() as u64;
+            *n >= runs || *n > 0 && so_far > bytes
+        });
+        let Some((_, (start, _))) = beyond else { return std::mem::take(self) };
+        let start = *start;
+        let rest = self.split_off(start);
+        std::mem::replace(self, rest)
+    }
+
+    /// Where the last run ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.runs.last_key_value().map_or(0, |(start, run)| run.end(*start))
     }
 
     /// Copies what it has of a range into a buffer that begins at `offset`, and marks those bytes as found.
@@ -142,6 +212,7 @@ impl Overlay {
                 run.origin = Origin::Logged;
             }
         }
+        self.counts.logged += std::mem::take(&mut self.counts.new);
     }
 
     /// Contiguous stretches, each as one piece of memory.
@@ -181,8 +252,13 @@ impl Ranges {
             return;
         }
         let (mut from, mut to) = (from, to);
-        let touching: Vec<u64> =
-            self.ranges.range(..=to).rev().take_while(|(_, end)| **end >= from).map(|(start, _)| *start).collect();
+        let touching: Vec<u64> = self
+            .ranges
+            .range(..=to)
+            .rev()
+            .take_while(|(_, end)| **end >= from)
+            .map(|(start, _)| *start)
+            .collect();
         for start in touching {
             let end = self.ranges.remove(&start).expect("it was just found");
             from = from.min(start);
@@ -248,10 +324,34 @@ mod tests {
                     assert!(expected.is_none_or(|byte| byte == out[at]));
                 }
                 assert_eq!(overlay.bytes(), model.iter().flatten().count() as u64);
+                assert_eq!(overlay, Overlay::from_runs(overlay.runs.clone()), "the counts are right");
                 let stretches = overlay.stretches();
                 assert!(stretches.windows(2).all(|w| w[0].0 + (w[0].1.len() as u64) < w[1].0));
             }
         }
+    }
+
+    #[test]
+    fn parts_are_taken_out_and_put_back() {
+        let mut whole = Overlay::default();
+        for n in 0..10u64 {
+            whole.write(n * 100, &[n as u8; 60], if n % 3 == 0 { Origin::Inline } else { Origin::New });
+        }
+        assert_eq!((whole.bytes(), whole.waiting_bytes(), whole.end()), (600, 360, 960));
+        for at in [0, 30, 60, 100, 455, 959, 960, 2000] {
+            let mut head = whole.clone();
+            let tail = head.split_off(at);
+            assert!(
+                head.end() <= at && tail.ranges().gaps(0, at) == if at > 0 { vec![(0, at)] } else { vec![] }
+            );
+            head.put_under(tail);
+            assert_eq!(head.ranges(), whole.ranges());
+        }
+        let mut rest = whole.clone();
+        assert_eq!((rest.take_first(3, 1000).end(), rest.bytes()), (260, 420));
+        assert_eq!((rest.take_first(9, 130).end(), rest.bytes()), (460, 300));
+        assert_eq!((rest.take_first(9, 1).end(), rest.bytes()), (560, 240));
+        assert_eq!((rest.take_first(9, 1000).end(), rest.is_empty()), (960, true));
     }
 
     #[test]

@@ -47,7 +47,10 @@ impl Table {
             shard.nodes.retain(|_, node| {
                 let idle = spare > 0
                     && Arc::strong_count(node) == 1
-                    && node.state.try_read().is_some_and(|s| !s.is_dirty() && !s.orphan && s.overlay.is_empty());
+                    && node
+                        .state
+                        .try_read()
+                        .is_some_and(|s| !s.is_dirty() && !s.orphan && s.overlay.is_empty());
                 spare -= usize::from(idle);
                 !idle
             });

@@ -49,7 +49,8 @@ fn assert_sound(fs: &Fs) {
 }
 
 fn write_file(fs: &Fs, parent: InodeId, name: &[u8], data: &[u8]) -> InodeId {
-    let (made, handle) = fs.create(parent, name, &MakeOptions { permissions: 0o644, ..MakeOptions::default() }).unwrap();
+    let (made, handle) =
+        fs.create(parent, name, &MakeOptions { permissions: 0o644, ..MakeOptions::default() }).unwrap();
     for (n, piece) in data.chunks(100_000).enumerate() {
         fs.write(handle, n as u64 * 100_000, piece).unwrap();
     }
@@ -87,7 +88,9 @@ fn a_tree_survives_a_crash_after_sync_and_a_remount() {
     let big = text(3_000_000);
     {
         let fs = world.mount();
-        let dir = fs.make(ROOT, b"dir", Kind::Directory, &MakeOptions { permissions: 0o755, ..Default::default() }).unwrap();
+        let dir = fs
+            .make(ROOT, b"dir", Kind::Directory, &MakeOptions { permissions: 0o755, ..Default::default() })
+            .unwrap();
         write_file(&fs, dir.id, b"big", &big);
         write_file(&fs, dir.id, b"tiny", b"hello");
         fs.make(ROOT, b"link", Kind::Symlink(b"dir/big"), &MakeOptions::default()).unwrap();
@@ -226,8 +229,17 @@ fn a_copied_range_shares_its_chunks() {
     let from = write_file(&fs, ROOT, b"from", &data);
     let to = write_file(&fs, ROOT, b"to", b"x");
     let (source, target) = (fs.open(from).unwrap(), fs.open(to).unwrap());
-    let before = { fs.sync().unwrap(); fs.store().space_report().unwrap().unique_bytes };
-    let copied = fs.copy_range(CopyEnd { handle: source, offset: 1000 }, CopyEnd { handle: target, offset: 500_000 }, 1 << 40).unwrap();
+    let before = {
+        fs.sync().unwrap();
+        fs.store().space_report().unwrap().unique_bytes
+    };
+    let copied = fs
+        .copy_range(
+            CopyEnd { handle: source, offset: 1000 },
+            CopyEnd { handle: target, offset: 500_000 },
+            1 << 40,
+        )
+        .unwrap();
     assert_eq!(copied, data.len() as u64 - 1000);
     let found = read_file(&fs, to);
     assert!(found[500_000..] == data[1000..] && found[1..500_000].iter().all(|b| *b == 0));

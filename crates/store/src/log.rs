@@ -121,11 +121,12 @@ impl Log {
         self.record_bytes_max() - 2 * BLOCK_BYTES
     }
 
-    /// Appends a transaction to the queue. The sequencer calls this in order.
-    pub(crate) fn append(&self, sequence: Sequence, body: Vec<u8>, rows: Vec<RowDependency>) {
+    /// Appends a transaction to the queue; says how many there are. The sequencer calls this in order.
+    pub(crate) fn append(&self, sequence: Sequence, body: Vec<u8>, rows: Vec<RowDependency>) -> usize {
         let mut state = self.state.lock();
         state.queued_bytes += body.len() as u64;
         state.queue.push_back(Queued { sequence, body, rows });
+        state.queue.len()
     }
 
     /// The highest sequence known to be on stable storage.

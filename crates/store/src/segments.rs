@@ -44,9 +44,7 @@ impl Segments {
     /// Bytes of the open segment and of full ones still in flight that nothing was written to.
     pub(crate) fn unwritten(&self, pool: &Pool) -> u64 {
         let state = self.state.lock();
-        let rest = |open: &Open| {
-            (pool.slot_bytes() - u64::from(open.next_offset)) * open.places.len() as u64
-        };
+        let rest = |open: &Open| (pool.slot_bytes() - u64::from(open.next_offset)) * open.places.len() as u64;
         state.open.iter().chain(&state.full).map(rest).sum()
     }
 

@@ -1,6 +1,6 @@
 //! The thread that does what nobody waits for: log writes, checkpoints, reaping.
 
-use crate::store::Store;
+use crate::store::{LOG_TRANSACTIONS, Store};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,7 +19,11 @@ pub struct Intervals {
 
 impl Default for Intervals {
     fn default() -> Self {
-        Self { log: Duration::from_millis(500), checkpoint: Duration::from_secs(60), log_transactions: 3000 }
+        Self {
+            log: Duration::from_millis(500),
+            checkpoint: Duration::from_secs(60),
+            log_transactions: LOG_TRANSACTIONS,
+        }
     }
 }
 
@@ -64,15 +68,11 @@ fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
     let mut last_sequence = store.last_sequence();
     let mut reaped_at = None;
     while !stop.load(Ordering::Acquire) {
-        let idle = store.log.queued_transactions() == 0;
-        // With nothing queued only the checkpoint is still to come; then nothing at all.
-        let pause = if idle { intervals.checkpoint } else { intervals.log };
-        {
-            let mut turn = store.wakeup.0.lock();
-            if store.log.queued_transactions() < intervals.log_transactions && !store.checkpoint_due() {
-                store.wakeup.1.wait_for(&mut turn, pause);
-            }
-        }
+        // With nothing queued only the checkpoint is still to come, then nothing at all; the first change
+        // ends the wait. What is queued then waits for company, but not for long.
+        pause(store, intervals.checkpoint, || store.log.queued_transactions() == 0);
+        let few = || (1..intervals.log_transactions).contains(&store.log.queued_transactions());
+        pause(store, intervals.log, || few() && !stop.load(Ordering::Acquire));
         if stop.load(Ordering::Acquire) || store.check_writable().is_err() {
             return;
         }
@@ -80,6 +80,14 @@ fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
         if let Err(error) = outcome {
             tracing::error!(%error, "background work failed");
         }
+    }
+}
+
+/// Waits for a while, or until something happens, unless there is no reason to wait.
+fn pause(store: &Store, time: Duration, reason: impl Fn() -> bool) {
+    let mut turn = store.wakeup.0.lock();
+    if reason() && !store.checkpoint_due() {
+        store.wakeup.1.wait_for(&mut turn, time);
     }
 }
 

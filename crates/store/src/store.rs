@@ -33,6 +33,8 @@ const LOG_SLOW_AT: u64 = 450;
 const LOG_WAIT_AT: u64 = 600;
 /// Log bytes above which a checkpoint is due however large the log is.
 const LOG_CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Queued changes at which the log is written without further delay.
+pub(crate) const LOG_TRANSACTIONS: usize = 3000;
 /// Memory of changes above which a checkpoint is due.
 const MEMTABLE_CHECKPOINT_BYTES: usize = 64 << 20;
 /// Memory of changes above which writers wait for the checkpoint.
@@ -247,9 +249,12 @@ impl Store {
         sequencer.last = sequence;
         let changes = scratch.changes;
         self.metadata.absorb(changes);
-        self.log.append(sequence, body, rows);
+        let queued = self.log.append(sequence, body, rows);
         self.note_effects(&effects, &mut sequencer.freed);
         drop(sequencer);
+        if queued == 1 || queued == LOG_TRANSACTIONS {
+            self.wake_service();
+        }
         self.counters.committed();
         Ok(Committed { sequence, effects })
     }

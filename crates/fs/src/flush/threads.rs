@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// A contiguous run of this size is worth writing without waiting for more.
-const RUN_BYTES_READY: usize = 4 << 20;
+pub(crate) const RUN_BYTES_READY: usize = 4 << 20;
 
 /// The running threads; dropping it ends them after their current step.
 pub struct Flusher {

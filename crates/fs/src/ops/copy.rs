@@ -4,15 +4,15 @@ use crate::FsError;
 use crate::fs::{Fs, note_commit};
 use crate::handle::HandleId;
 use crate::node::Node;
-use aegisfs_base::Sequence;
 use aegisfs_base::limits::{FILE_BYTES_MAX, WINDOW_BYTES};
+use aegisfs_base::{InodeId, Sequence};
 use aegisfs_format::op::{NewRef, Op};
-
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Bytes copied in one change.
 const STEP_BYTES: u64 = 32 * WINDOW_BYTES;
+/// References copied in one change; bounds the log record.
+const STEP_REFERENCES_MAX: usize = 1000;
 
 /// One end of a copy.
 #[derive(Clone, Copy, Debug)]
@@ -48,52 +48,41 @@ impl Fs {
         let mut copied = 0;
         while copied < length {
             let step = (length - copied).min(STEP_BYTES);
-            self.copy_step(&source, &target, (from.offset + copied, to.offset + copied), step)?;
-            copied += step;
+            copied += self.copy_step(&source, &target, (from.offset + copied, to.offset + copied), step)?;
         }
         Ok(copied)
     }
 
+    /// Copies as much as fits into one change; says how much that was.
     fn copy_step(
         &self,
         source: &Arc<Node>,
         target: &Arc<Node>,
         (from, to): (u64, u64),
         length: u64,
-    ) -> Result<(), FsError> {
+    ) -> Result<u64, FsError> {
         // Both have to lie in chunks first; a tiny file is copied byte by byte.
         self.flush_node(source)?;
         self.flush_node(target)?;
         if source.state.read().inode.inline || target.state.read().inode.inline {
             return self.copy_bytes(source, target, (from, to), length);
         }
-        let _flushing = target.flushing.lock();
+        let flushing = target.flushing.lock();
         let mut locked = super::Locked::new(&[source, target]);
-        if locked.get(source.id).overlay.needs_flush() || !locked.all_alive() {
+        let waiting =
+            locked.get(source.id).overlay.needs_flush() || !locked.get(source.id).leaving.is_empty();
+        if waiting || !locked.all_alive() {
             drop(locked);
-            drop(_flushing);
+            drop(flushing);
             return self.copy_bytes(source, target, (from, to), length);
         }
-        let end = from + length;
-        let mut references = Vec::new();
-        for (start, reference) in self.extents_in(source.id, from, end)? {
-            let (piece_from, piece_to) = (start.max(from), (start + u64::from(reference.length)).min(end));
-            references.push(NewRef {
-                offset: piece_from - from + to,
-                length: (piece_to - piece_from) as u32,
-                chunk: reference.chunk,
-                offset_in_chunk: reference.offset_in_chunk + (piece_from - start) as u32,
-            });
-        }
-        let now = self.now();
+        let (references, end) = self.references_for(source.id, (from, to), from + length)?;
+        let length = end - from;
         let state = locked.get(target.id);
-        let before = state.overlay.bytes();
+        let (before, older) = (state.inode, state.overlay.clone());
         state.overlay.cut(to, to + length);
-        let gone = before - state.overlay.bytes();
-        self.dirty_bytes.fetch_sub(gone.min(self.dirty_bytes()), Ordering::AcqRel);
         state.inode.size = state.inode.size.max(to + length);
-        state.inode.mtime = now;
-        state.inode.ctime = now;
+        self.stamp(state, false);
         let ops = vec![
             Self::put_inode(target.id, state),
             Op::Replace {
@@ -104,9 +93,39 @@ impl Fs {
                 references,
             },
         ];
-        let committed = self.commit(ops)?;
-        note_commit(target.id, state, &committed);
-        Ok(())
+        match self.commit(ops) {
+            Ok(committed) => note_commit(target.id, state, &committed),
+            Err(error) => {
+                state.inode = before;
+                state.overlay = older;
+                return Err(error);
+            }
+        }
+        self.count_waiting(older.waiting_bytes(), state.overlay.waiting_bytes());
+        Ok(length)
+    }
+
+    /// References as the target will have them, up to `end` or as far as one change can take them.
+    fn references_for(
+        &self,
+        source: InodeId,
+        (from, to): (u64, u64),
+        end: u64,
+    ) -> Result<(Vec<NewRef>, u64), FsError> {
+        let mut references = Vec::new();
+        for (start, reference) in self.extents_in(source, from, end)? {
+            let (piece_from, piece_to) = (start.max(from), (start + u64::from(reference.length)).min(end));
+            if references.len() == STEP_REFERENCES_MAX {
+                return Ok((references, piece_from));
+            }
+            references.push(NewRef {
+                offset: piece_from - from + to,
+                length: (piece_to - piece_from) as u32,
+                chunk: reference.chunk,
+                offset_in_chunk: reference.offset_in_chunk + (piece_from - start) as u32,
+            });
+        }
+        Ok((references, end))
     }
 
     fn copy_bytes(
@@ -115,20 +134,20 @@ impl Fs {
         target: &Arc<Node>,
         (from, to): (u64, u64),
         length: u64,
-    ) -> Result<(), FsError> {
+    ) -> Result<u64, FsError> {
         let handle = self.handles.open(Arc::clone(target));
         let mut buffer = vec![0; (length as usize).min(1 << 20)];
         let mut done = 0;
         let outcome = loop {
             if done == length {
-                break Ok(());
+                break Ok(done);
             }
             let want = buffer.len().min((length - done) as usize);
             let copied = self
                 .read_node(source, from + done, &mut buffer[..want])
                 .and_then(|count| self.write(handle, to + done, &buffer[..count]));
             match copied {
-                Ok(0) => break Ok(()),
+                Ok(0) => break Ok(length),
                 Ok(count) => done += count as u64,
                 Err(error) => break Err(error),
             }
@@ -137,4 +156,3 @@ impl Fs {
         outcome
     }
 }
-

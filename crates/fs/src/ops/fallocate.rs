@@ -3,10 +3,11 @@
 use crate::FsError;
 use crate::fs::{Fs, note_commit};
 use crate::handle::HandleId;
-use crate::node::Node;
-use aegisfs_base::limits::FILE_BYTES_MAX;
+use crate::node::{Node, NodeState};
+use crate::overlay::Origin;
+use aegisfs_base::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
+use aegisfs_format::value::Inode;
 use aegisfs_store::reap::hole;
-use std::sync::atomic::Ordering;
 
 /// Keeps the file's length.
 const KEEP_SIZE: u32 = 1;
@@ -58,11 +59,6 @@ impl Fs {
 
     /// Makes a range a hole.
     fn clear(&self, node: &Node, from: u64, to: u64) -> Result<(), FsError> {
-        // Tiny files are stored whole; they take the hole as zeros.
-        let inline = node.state.read().inode.inline;
-        if inline {
-            return self.zero_inline(node, from, to);
-        }
         let _flushing = node.flushing.lock();
         let mut from = from;
         loop {
@@ -70,17 +66,30 @@ impl Fs {
             if state.dead {
                 return Err(FsError::NotFound);
             }
+            if state.inode.inline && from < INLINE_BYTES_MAX as u64 {
+                let end = to.min(INLINE_BYTES_MAX as u64);
+                self.zero_inline(&mut state, from, end);
+                if end == to {
+                    return Ok(());
+                }
+                from = end;
+            }
             let step = self.store.clear_step(node.id, from, to)?;
-            let before = state.overlay.bytes();
-            state.overlay.cut(from, step);
-            let gone = before - state.overlay.bytes();
-            self.dirty_bytes.fetch_sub(gone.min(self.dirty_bytes()), Ordering::AcqRel);
             let now = self.now();
-            state.inode.mtime = now;
-            state.inode.ctime = now;
-            let committed =
-                self.commit(vec![Self::put_inode(node.id, &state), hole(node.id, from, step)])?;
-            note_commit(node.id, &mut state, &committed);
+            let inode = Inode { mtime: now, ctime: now, ..state.inode };
+            let before = std::mem::replace(&mut state.inode, inode);
+            let waiting = state.overlay.waiting_bytes();
+            let older = state.overlay.clone();
+            state.overlay.cut(from, step);
+            match self.commit(vec![Self::put_inode(node.id, &state), hole(node.id, from, step)]) {
+                Ok(committed) => note_commit(node.id, &mut state, &committed),
+                Err(error) => {
+                    state.inode = before;
+                    state.overlay = older;
+                    return Err(error);
+                }
+            }
+            self.count_waiting(waiting, state.overlay.waiting_bytes());
             if step == to {
                 return Ok(());
             }
@@ -88,19 +97,18 @@ impl Fs {
         }
     }
 
-    fn zero_inline(&self, node: &Node, from: u64, to: u64) -> Result<(), FsError> {
-        let mut state = node.state.write();
+    /// What lies beside the inode is stored whole; it takes a hole as zeros.
+    fn zero_inline(&self, state: &mut NodeState, from: u64, to: u64) {
         let end = to.min(state.inode.size);
         if from < end {
-            let before = state.overlay.bytes();
-            let zeros = vec![0; (end - from) as usize];
-            state.overlay.write(from, &zeros, crate::overlay::Origin::New);
-            self.dirty_bytes.fetch_add(state.overlay.bytes() - before, Ordering::AcqRel);
-            let now = self.now();
-            state.inode.mtime = now;
-            state.inode.ctime = now;
-            state.attributes_dirty = true;
+            let before = state.overlay.waiting_bytes();
+            state.overlay.write(from, &vec![0; (end - from) as usize], Origin::New);
+            self.count_waiting(before, state.overlay.waiting_bytes());
         }
-        Ok(())
+        let now = self.now();
+        state.inode.mtime = now;
+        state.inode.ctime = now;
+        state.attributes_dirty = true;
+        self.wake_flusher();
     }
 }

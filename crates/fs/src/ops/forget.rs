@@ -21,11 +21,11 @@ impl Fs {
             return;
         }
         state.dead = true;
-        let gone = state.overlay.bytes();
+        let gone = state.overlay.waiting_bytes();
         state.overlay = Default::default();
         state.promised = None;
         drop(state);
-        self.dirty_bytes.fetch_sub(gone.min(self.dirty_bytes()), std::sync::atomic::Ordering::AcqRel);
+        self.count_waiting(gone, 0);
         self.nodes.remove(node.id);
         self.store.release_orphan(node.id);
         if !self.options.background

@@ -37,8 +37,7 @@ impl Fs {
         let state = locked.get(id);
         state.inode.nlink += 1;
         state.inode.ctime = now;
-        let mut ops =
-            vec![self.add_entry(parent, name, id, state.inode.mode)?, Self::put_inode(id, state)];
+        let mut ops = vec![self.add_entry(parent, name, id, state.inode.mode)?, Self::put_inode(id, state)];
         let above = locked.get(parent);
         above.inode.size += 1;
         above.inode.mtime = now;
@@ -55,6 +54,9 @@ impl Fs {
             }
         }
         locked.get(id).orphan = false;
+        if was_orphan {
+            self.store.release_orphan(id);
+        }
         self.nodes.looked_up(id);
         Ok(attributes(id, locked.get(id)))
     }

@@ -103,6 +103,10 @@ impl Fs {
         self.store.admit_metadata()?;
         let id = self.store.new_inode_id()?;
         let above = directory.state.read().inode;
+        // A directory that was removed takes nothing new.
+        if above.nlink == 0 {
+            return Err(FsError::NotFound);
+        }
         let (mut child, _) = self.new_inode(Kind::File, options, &above)?;
         child.inode.nlink = 0;
         child.orphan = true;
@@ -115,7 +119,7 @@ impl Fs {
                 value: aegisfs_store::reap::orphan_inode_value(),
             },
         ];
-        let committed = self.commit(ops)?;
+        let committed = self.commit(ops).inspect_err(|_| self.store.release_orphan(id))?;
         note_commit(id, &mut child, &committed);
         let made = attributes(id, &child);
         self.nodes.looked_up(id);

@@ -53,12 +53,11 @@ impl Fs {
         }
         for (from, to) in gaps {
             let mut at = from;
-            for (start, reference) in &references {
-                let stop = start + u64::from(reference.length);
-                let (piece_from, piece_to) = (at.max(*start), to.min(stop));
-                if piece_from >= piece_to {
-                    continue;
-                }
+            let ends = |(start, reference): &Placed| start + u64::from(reference.length);
+            let first = references.partition_point(|placed| ends(placed) <= from);
+            for placed in references[first..].iter().take_while(|(start, _)| *start < to) {
+                let (start, reference) = placed;
+                let (piece_from, piece_to) = (at.max(*start), to.min(ends(placed)));
                 out[(at - offset) as usize..(piece_from - offset) as usize].fill(0);
                 let within = reference.offset_in_chunk + (piece_from - start) as u32;
                 let place = &mut out[(piece_from - offset) as usize..(piece_to - offset) as usize];

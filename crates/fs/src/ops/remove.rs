@@ -3,8 +3,8 @@
 use super::Locked;
 use crate::FsError;
 use crate::fs::Fs;
-use crate::node::{Node, NodeState};
 use crate::name;
+use crate::node::{Node, NodeState};
 use aegisfs_base::InodeId;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;

@@ -89,7 +89,6 @@ impl Fs {
     }
 
     /// Renames if everything still is as it was found. The inner value is an inode that lost a name.
-    #[expect(clippy::type_complexity, reason = "nothing, or done with or without a victim")]
     fn try_rename(
         &self,
         from: Place<'_>,

@@ -3,13 +3,12 @@
 use crate::FsError;
 use crate::fs::{Attributes, Fs, attributes, note_commit};
 use crate::node::{Node, NodeState, S_IFMT};
-use aegisfs_base::limits::FILE_BYTES_MAX;
+use aegisfs_base::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
 use aegisfs_base::{InodeId, Timestamp};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value;
 use aegisfs_store::reap::{hole, truncated_value};
-use std::sync::atomic::Ordering;
 
 /// A new time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,10 +94,11 @@ impl Fs {
         if size > state.inode.size {
             return self.extend(node, &mut state, size);
         }
-        self.cut_overlay(&mut state, size);
         let id = node.id;
         let at_once = self.store.clears_at_once(id, size, u64::MAX)?;
         let before = state.inode;
+        let waiting = state.overlay.waiting_bytes();
+        let tail = state.overlay.split_off(size);
         let now = self.now();
         state.inode.size = size;
         state.inode.mtime = now;
@@ -112,14 +112,19 @@ impl Fs {
             ops.push(Op::PutVersion { table: Table::Orphans, stem, value: truncated_value(size) });
         }
         if state.inode.inline {
-            ops.extend(self.cut_inline(id, &mut state));
+            ops.push(cut_inline(id, &state));
         }
         match self.commit(ops) {
             Ok(committed) => note_commit(id, &mut state, &committed),
             Err(error) => {
                 state.inode = before;
+                state.overlay.put_under(tail);
                 return Err(error);
             }
+        }
+        self.count_waiting(waiting, state.overlay.waiting_bytes());
+        if state.overlay.new_bytes() == 0 {
+            state.promised = None;
         }
         if !at_once {
             let released = self.store.finish_truncation(id, size, state.orphan)?;
@@ -151,24 +156,14 @@ impl Fs {
             }
         }
     }
+}
 
-    pub(crate) fn cut_overlay(&self, state: &mut NodeState, size: u64) {
-        let before = state.overlay.bytes();
-        state.overlay.cut(size, u64::MAX);
-        let gone = before - state.overlay.bytes();
-        self.dirty_bytes.fetch_sub(gone.min(self.dirty_bytes()), Ordering::AcqRel);
-        if state.overlay.new_bytes() == 0 {
-            state.promised = None;
-        }
-    }
-
-    /// The inline content of a file that was cut: what is left of it in memory.
-    fn cut_inline(&self, id: InodeId, state: &mut NodeState) -> Option<Op> {
-        let mut content = vec![0; state.claimable_size() as usize];
-        state.overlay.read(0, &mut content, &mut crate::overlay::Ranges::default());
-        let stem = key::inode(id).to_vec();
-        Some(Op::PutVersion { table: Table::Inline, stem, value: value::wrap(&content) })
-    }
+/// The inline content of a file that was cut: what is left of it in memory. Behind it the file may have been
+/// longer, all of it a hole.
+fn cut_inline(id: InodeId, state: &NodeState) -> Op {
+    let mut content = vec![0; state.claimable_size().min(INLINE_BYTES_MAX as u64) as usize];
+    state.overlay.read(0, &mut content, &mut crate::overlay::Ranges::default());
+    Op::PutVersion { table: Table::Inline, stem: key::inode(id).to_vec(), value: value::wrap(&content) }
 }
 
 fn change(state: &mut NodeState, changes: &Changes, now: Timestamp) {

@@ -1,12 +1,12 @@
 //! write: bytes into memory, under the bound on what may wait there.
 
 use crate::FsError;
+use crate::flush::RUN_BYTES_READY;
 use crate::fs::Fs;
 use crate::handle::HandleId;
 use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
 use crate::overlay::Origin;
 use aegisfs_base::limits::FILE_BYTES_MAX;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Execution bit of the group, without which setgid means something else.
@@ -46,25 +46,24 @@ impl Fs {
             return Err(FsError::Invalid);
         }
         let was_clean = !state.overlay.needs_flush();
-        let before = state.overlay.bytes();
-        state.overlay.write(offset, data, Origin::New);
-        let grown = state.overlay.bytes() - before;
+        let before = state.overlay.waiting_bytes();
+        let run = state.overlay.write(offset, data, Origin::New);
+        self.count_waiting(before, state.overlay.waiting_bytes());
         match &mut state.promised {
             Some(promised) => promised.absorb(promise),
             none => *none = Some(promise),
         }
         state.inode.size = state.inode.size.max(end);
         self.stamp(&mut state, keep_times);
-        let ready = state.overlay.longest() >= 4 << 20;
+        let ready = run >= RUN_BYTES_READY;
         drop(state);
-        self.dirty_bytes.fetch_add(grown, Ordering::AcqRel);
         if was_clean || ready {
             self.wake_flusher();
         }
         Ok(data.len())
     }
 
-    fn stamp(&self, state: &mut NodeState, keep_times: bool) {
+    pub(super) fn stamp(&self, state: &mut NodeState, keep_times: bool) {
         let now = self.now();
         if !keep_times {
             state.inode.mtime = now;
@@ -84,7 +83,11 @@ impl Fs {
         while self.dirty_bytes() >= self.options.dirty_bytes_max {
             if !self.options.background {
                 self.flush_node(node)?;
-                return if self.dirty_bytes() >= self.options.dirty_bytes_max { self.flush_all() } else { Ok(()) };
+                return if self.dirty_bytes() >= self.options.dirty_bytes_max {
+                    self.flush_all()
+                } else {
+                    Ok(())
+                };
             }
             self.store.check_writable()?;
             self.wake_flusher();

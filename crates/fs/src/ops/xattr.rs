@@ -27,13 +27,7 @@ impl Fs {
     ///
     /// # Errors
     /// `Exists`, `NoAttribute`, `Range` for long names, `TooLarge` for values over 64 KiB, or a fault.
-    pub fn setxattr(
-        &self,
-        id: InodeId,
-        name: &[u8],
-        content: &[u8],
-        mode: XattrMode,
-    ) -> Result<(), FsError> {
+    pub fn setxattr(&self, id: InodeId, name: &[u8], content: &[u8], mode: XattrMode) -> Result<(), FsError> {
         check_name(name)?;
         if content.len() > XATTR_BYTES_MAX {
             return Err(FsError::TooLarge);
@@ -89,10 +83,17 @@ impl Fs {
         }
         let view = self.store.head_view(HEAD)?;
         let (start, end) = (key::inode(id), key::inode(id.next()));
-        versions::scan_visible(&self.store.view(), Table::Xattr, &start, Some(&end), &view, &mut |stem, _| {
-            names.extend(key::xattr_name(stem).map(<[u8]>::to_vec));
-            ControlFlow::Continue(())
-        })?;
+        versions::scan_visible(
+            &self.store.view(),
+            Table::Xattr,
+            &start,
+            Some(&end),
+            &view,
+            &mut |stem, _| {
+                names.extend(key::xattr_name(stem).map(<[u8]>::to_vec));
+                ControlFlow::Continue(())
+            },
+        )?;
         Ok(names)
     }
 

@@ -6,8 +6,13 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells what it did")]
 
+mod damage;
+mod degraded;
+mod faults;
 mod history;
+mod nested;
 mod oracle;
+mod player;
 mod switches;
 
 use aegisfs_sim::{Plan, explore};

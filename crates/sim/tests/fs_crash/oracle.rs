@@ -4,19 +4,24 @@ use crate::history::{BEGUN, History, KEPT, Namespace, Promise, mount, read_all, 
 use aegisfs_base::{InodeId, SeededRng};
 use aegisfs_fs::{Fs, Kind, MakeOptions, ROOT};
 use aegisfs_pool::OpenOptions;
-use aegisfs_sim::{CrashPoint, SimWorld};
+use aegisfs_sim::{CrashPoint, Mark, SimWorld};
 
 /// What had been begun and promised when the power was cut.
-struct Known {
+pub(crate) struct Known {
     begun: u64,
     promises: Vec<(u64, Promise)>,
 }
 
 impl Known {
-    fn of(history: &History, point: CrashPoint) -> Self {
+    pub(crate) fn of(history: &History, point: CrashPoint) -> Self {
         let trace = history.world.trace();
+        Self::from_marks(history, trace.marks().iter().filter(|mark| mark.events <= point.event))
+    }
+
+    /// What marks tell, in a world in which a history was played as far as they go.
+    pub(crate) fn from_marks<'m>(history: &History, marks: impl Iterator<Item = &'m Mark>) -> Self {
         let mut known = Self { begun: 0, promises: vec![(0, history.promises[0])] };
-        for mark in trace.marks().iter().filter(|mark| mark.events <= point.event) {
+        for mark in marks {
             let (step, kind) = (mark.value >> 1, mark.value & 1);
             match kind {
                 BEGUN => known.begun = known.begun.max(step),
@@ -50,10 +55,19 @@ impl Known {
 
 /// Judges a world after a cut.
 pub(crate) fn judge(history: &History, world: &SimWorld, point: CrashPoint) -> Result<(), String> {
-    let known = Known::of(history, point);
-    let rng = SeededRng::new(point.event * 31 + point.subset);
+    judge_known(history, &Known::of(history, point), world, point.event * 31 + point.subset)
+}
+
+/// Judges a world of which it is known what was promised in it.
+pub(crate) fn judge_known(
+    history: &History,
+    known: &Known,
+    world: &SimWorld,
+    seed: u64,
+) -> Result<(), String> {
+    let rng = SeededRng::new(seed);
     let fs = mount(world.devices(), &rng, OpenOptions::default())?;
-    judge_mounted(history, &known, &fs)?;
+    judge_mounted(history, known, &fs)?;
     go_on(&fs)?;
     drop(fs);
     // What was just synced survives another opening, which replays what the first one left.
@@ -67,7 +81,7 @@ pub(crate) fn judge(history: &History, world: &SimWorld, point: CrashPoint) -> R
     sound(&fs)
 }
 
-fn judge_mounted(history: &History, known: &Known, fs: &Fs) -> Result<(), String> {
+pub(crate) fn judge_mounted(history: &History, known: &Known, fs: &Fs) -> Result<(), String> {
     let names = walk(fs).map_err(|e| format!("the tree cannot be walked: {e}"))?;
     let from = known.names_from();
     let matching = (from..=known.begun.min(history.names.len() as u64 - 1))
@@ -107,7 +121,7 @@ fn judge_content(history: &History, known: &Known, fs: &Fs, id: InodeId, at: u64
     Ok(())
 }
 
-fn sound(fs: &Fs) -> Result<(), String> {
+pub(crate) fn sound(fs: &Fs) -> Result<(), String> {
     let tree = fs.check_tree().map_err(|e| format!("the tree cannot be checked: {e}"))?;
     if let Some(problem) = tree.problems.first() {
         return Err(format!("inode {}: {}", problem.inode, problem.what));
@@ -120,7 +134,7 @@ fn sound(fs: &Fs) -> Result<(), String> {
 }
 
 /// The filesystem takes up work again.
-fn go_on(fs: &Fs) -> Result<(), String> {
+pub(crate) fn go_on(fs: &Fs) -> Result<(), String> {
     let work = || -> Result<(), aegisfs_fs::FsError> {
         let made = fs.make(ROOT, b"after", Kind::File, &MakeOptions::default())?;
         let handle = fs.open(made.id)?;

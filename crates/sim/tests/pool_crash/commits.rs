@@ -66,10 +66,10 @@ fn equal_seeds_give_equal_histories() {
 fn histories_grow_over_several_pieces_and_cuts_are_cheap() {
     let (world, stage) = stage::create(1, SEED);
     let states = stage::growing_and_shrinking(SEED);
-    let slots_before = stage.database.slot_bytes();
+    let slots_before = stage.database_slots();
     stage::commit_all(&world, &stage, &states).expect("nothing fails");
-    let pieces = stage.database.slot_bytes() / 2 / stage::SLOT_BYTES;
-    assert!(pieces >= 4, "{pieces} pieces, before {slots_before} bytes");
+    let pieces = stage.database_slots() / 2;
+    assert!(pieces >= 4, "{pieces} pieces, before {slots_before} slots");
     let trace = world.trace();
     let points = crash_points(trace.events(), 5_000, SEED);
     let (mut cutter, started) = (PowerCutter::new(&trace), std::time::Instant::now());

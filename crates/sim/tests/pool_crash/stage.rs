@@ -103,6 +103,12 @@ pub(crate) fn open_with(
 }
 
 impl Stage {
+    /// Slots that hold the database, all copies counted.
+    pub(crate) fn database_slots(&self) -> usize {
+        let owner = aegisfs_format::map::MapOwner::Database(0);
+        self.pool.mapped_slots().iter().filter(|entry| entry.owner == owner).count()
+    }
+
     /// Everything in the table.
     pub(crate) fn contents(&self) -> Result<Contents, String> {
         let snapshot = self.kv.snapshot().map_err(|e| format!("taking a snapshot: {e}"))?;

@@ -1,0 +1,184 @@
+//! Files at the edges of what fits into one change, beside an inode, or into memory.
+
+use aegisfs_base::{InodeId, ManualClock, SeededRng};
+use aegisfs_device::{Device, MemoryDevice};
+use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, FsOptions, HandleId, Kind, MakeOptions, ROOT, Whence};
+use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
+use aegisfs_store::{StoreOptions, open};
+use std::sync::Arc;
+
+struct World {
+    device: Arc<MemoryDevice>,
+    rng: SeededRng,
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self { device: Arc::new(MemoryDevice::new("disk", 64 << 20)), rng: SeededRng::new(4) };
+        let clock = ManualClock::default();
+        let create = CreateOptions {
+            compression: (2, 1),
+            slot_bytes: Some(256 << 10),
+            log_pieces: Some(8),
+            ..CreateOptions::default()
+        };
+        let pool = Pool::create(world.devices(), &create, &clock, &world.rng).unwrap();
+        Fs::format(&pool, &clock).unwrap();
+        world
+    }
+
+    fn devices(&self) -> Vec<Arc<dyn Device>> {
+        vec![self.device.clone()]
+    }
+
+    fn mount(&self) -> Fs {
+        let (pool, _) = Pool::open(self.devices(), OpenOptions::default()).unwrap();
+        let options = StoreOptions { workers: 0, ..StoreOptions::default() };
+        let (store, _) = open(pool, &options, Arc::new(ManualClock::default()), &self.rng).unwrap();
+        Fs::mount(Arc::new(store), FsOptions { background: false, ..FsOptions::default() }).unwrap()
+    }
+}
+
+fn create(fs: &Fs, name: &[u8]) -> (InodeId, HandleId) {
+    let (made, handle) = fs.create(ROOT, name, &MakeOptions::default()).unwrap();
+    (made.id, handle)
+}
+
+fn resize(fs: &Fs, id: InodeId, size: u64) {
+    fs.setattr(id, &Changes { size: Some(size), ..Changes::default() }).unwrap();
+}
+
+/// Every `step` bytes two that tell where they are.
+fn scatter(fs: &Fs, handle: HandleId, count: u64, step: u64) {
+    for n in 0..count {
+        fs.write(handle, n * step, &[n as u8 | 1, (n >> 8) as u8]).unwrap();
+    }
+}
+
+fn assert_scattered(fs: &Fs, handle: HandleId, count: u64, step: u64) {
+    let mut out = vec![9; (count * step) as usize];
+    fs.read(handle, 0, &mut out).unwrap();
+    for (n, piece) in out.chunks(step as usize).enumerate() {
+        let tail = if n as u64 == count - 1 { 2 } else { piece.len() };
+        let right = piece[..2] == [n as u8 | 1, (n >> 8) as u8] && piece[2..tail].iter().all(|b| *b == 0);
+        assert!(right, "piece {n}");
+    }
+}
+
+fn assert_sound(fs: &Fs) {
+    fs.sync().unwrap();
+    assert_eq!(fs.dirty_bytes(), 0);
+    assert_eq!(fs.check_tree().unwrap().problems, []);
+    assert_eq!(fs.store().check(true).unwrap().problems, []);
+}
+
+// All of a file's runs went into one change, which then did not fit into a record of the log: the file could
+// never be written out again, and every sync failed.
+#[test]
+fn thousands_of_scattered_writes_are_stored_in_several_changes() {
+    let world = World::new();
+    {
+        let fs = world.mount();
+        let (id, handle) = create(&fs, b"scattered");
+        scatter(&fs, handle, 9000, 300);
+        fs.sync().unwrap();
+        assert_eq!(fs.getattr(id).unwrap().inode.size, 8999 * 300 + 2);
+        assert_scattered(&fs, handle, 9000, 300);
+    }
+    let fs = world.mount();
+    let handle = fs.open(fs.peek(ROOT, b"scattered").unwrap().id).unwrap();
+    assert_scattered(&fs, handle, 9000, 300);
+    // A copy of them did not fit either.
+    let (_, copy) = create(&fs, b"copy");
+    let (from, to) = (CopyEnd { handle, offset: 0 }, CopyEnd { handle: copy, offset: 0 });
+    assert_eq!(fs.copy_range(from, to, u64::MAX >> 1).unwrap(), 8999 * 300 + 2);
+    assert_scattered(&fs, copy, 9000, 300);
+    assert_sound(&fs);
+}
+
+// A group of synced writes goes into the log up to 64 KiB, however many writes that are.
+#[test]
+fn an_fsync_of_very_many_tiny_writes_fits_into_the_log() {
+    let world = World::new();
+    {
+        let fs = world.mount();
+        let (_, handle) = create(&fs, b"tiny");
+        scatter(&fs, handle, 12_000, 300);
+        fs.fsync(handle).unwrap();
+    }
+    let fs = world.mount();
+    let handle = fs.open(fs.peek(ROOT, b"tiny").unwrap().id).unwrap();
+    assert_scattered(&fs, handle, 12_000, 300);
+    assert_sound(&fs);
+}
+
+// The hole behind a tiny file was filled with zeros in memory, a terabyte of them; and a length between the
+// content and the old end became inline content of that length.
+#[test]
+fn a_tiny_file_that_was_made_long_keeps_its_hole() {
+    let world = World::new();
+    {
+        let fs = world.mount();
+        let (id, handle) = create(&fs, b"tiny");
+        fs.write(handle, 0, b"tiny").unwrap();
+        fs.sync().unwrap();
+        resize(&fs, id, 1 << 40);
+        fs.fallocate(handle, 2, 1 << 39, 3).unwrap();
+        fs.fallocate(handle, 1 << 20, 1 << 39, 3).unwrap();
+        resize(&fs, id, 1 << 39);
+        resize(&fs, id, 5 << 20);
+        assert!(matches!(fs.lseek(handle, 512, Whence::Data), Err(FsError::NoData)));
+        fs.fsync(handle).unwrap();
+    }
+    let fs = world.mount();
+    let found = fs.peek(ROOT, b"tiny").unwrap();
+    assert_eq!(found.inode.size, 5 << 20);
+    let handle = fs.open(found.id).unwrap();
+    let mut out = vec![9; 5 << 20];
+    fs.read(handle, 0, &mut out).unwrap();
+    assert!(out[..2] == *b"ti" && out[2..].iter().all(|b| *b == 0));
+    assert_sound(&fs);
+}
+
+// Bytes beside an inode counted as written out when they were replaced, though they had never been counted as
+// waiting: with every rewrite of a tiny file the bound on waiting bytes moved away.
+#[test]
+fn rewritten_tiny_files_are_counted_once() {
+    let world = World::new();
+    let fs = world.mount();
+    let (_, big) = create(&fs, b"big");
+    let (_, tiny) = create(&fs, b"tiny");
+    fs.write(tiny, 0, &[1; 400]).unwrap();
+    assert_eq!(fs.dirty_bytes(), 400);
+    fs.fsync(tiny).unwrap();
+    fs.flush_all().unwrap();
+    assert_eq!(fs.dirty_bytes(), 0);
+    fs.write(big, 0, &[2; 100_000]).unwrap();
+    for n in 0..20 {
+        fs.write(tiny, 0, &[n; 400]).unwrap();
+        assert_eq!(fs.dirty_bytes(), 100_400);
+        fs.fsync(tiny).unwrap();
+    }
+    assert_eq!(fs.dirty_bytes(), 100_400, "they are in the log, and still have to be written out");
+    assert_sound(&fs);
+}
+
+#[test]
+fn a_removed_directory_takes_nothing_new() {
+    let world = World::new();
+    let fs = world.mount();
+    let options = MakeOptions::default();
+    let made = fs.make(ROOT, b"gone", Kind::Directory, &options).unwrap();
+    fs.rmdir(ROOT, b"gone").unwrap();
+    let (_, handle) = create(&fs, b"file");
+    let id = fs.peek(ROOT, b"file").unwrap().id;
+    fs.release(handle).unwrap();
+    let refused = [
+        fs.make(made.id, b"x", Kind::File, &options).map(drop),
+        fs.tmpfile(made.id, &options).map(drop),
+        fs.link(id, made.id, b"x").map(drop),
+        fs.rename(ROOT, b"file", made.id, b"x", Default::default()),
+    ];
+    assert!(refused.iter().all(|refusal| matches!(refusal, Err(FsError::NotFound))), "{refused:?}");
+    assert_sound(&fs);
+}

@@ -1,0 +1,264 @@
+//! Bits that flipped while nobody looked: what is read is right or an error, and never anything else.
+
+use crate::history::{self, History, Namespace, Shape, mount, read_all, store_options, walk};
+use crate::oracle::sound;
+use aegisfs_base::limits::BLOCK_BYTES;
+use aegisfs_base::sabotage::{Edge, without};
+use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
+use aegisfs_device::{Device, MemoryDevice};
+use aegisfs_format::layout::DeviceLayout;
+use aegisfs_format::map::MapOwner;
+use aegisfs_fs::{Fs, FsOptions, Kind, MakeOptions, ROOT};
+use aegisfs_pool::{OpenOptions, Pool};
+use aegisfs_sim::SimWorld;
+use aegisfs_store::{Problem, open};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// A filesystem that was closed in order, and what it holds.
+struct Populated {
+    images: Vec<MemoryDevice>,
+    names: Namespace,
+    contents: BTreeMap<InodeId, Vec<u8>>,
+}
+
+impl Populated {
+    fn new(devices: usize, seed: u64) -> Self {
+        let shape = Shape { devices, operations: 50, ..Shape::default() };
+        let history = History::run(&shape, seed);
+        let (world, rng) = history::format(&shape, seed);
+        History::play_in(&world, &rng, &shape).expect("nothing fails");
+        let names = history.names.last().expect("there is the first").clone();
+        let newest = |versions: &Vec<(u64, Vec<u8>)>| versions.last().expect("made once").1.clone();
+        let contents = history.contents.iter().map(|(id, versions)| (*id, newest(versions))).collect();
+        Self { images: (0..devices).map(|n| world.device(n).image()).collect(), names, contents }
+    }
+
+    fn world(&self) -> SimWorld {
+        SimWorld::from_images(self.images.iter().map(MemoryDevice::snapshot).collect())
+    }
+
+    /// Reads everything; how many things could not be read. Wrong answers are told.
+    fn read(&self, fs: &Fs) -> Result<u64, String> {
+        let Ok(names) = walk(fs) else { return Ok(1) };
+        if names != self.names {
+            return Err("names or attributes read wrong".into());
+        }
+        let mut errors = 0;
+        for entry in names.values().filter(|entry| entry.mode & 0o170_000 == 0o100_000) {
+            match read_all(fs, entry.inode) {
+                Ok(found) if found == self.contents[&entry.inode] => {}
+                Ok(found) => {
+                    let right = &self.contents[&entry.inode];
+                    let at = found.iter().zip(right).position(|(a, b)| a != b);
+                    let sizes = (found.len(), right.len());
+                    return Err(format!("inode {} reads wrong from {at:?}, lengths {sizes:?}", entry.inode));
+                }
+                Err(error) if error.errno().0 == 5 => errors += 1,
+                Err(error) => return Err(format!("inode {}: {error}, which is no EIO", entry.inode)),
+            }
+        }
+        Ok(errors)
+    }
+}
+
+fn used_blocks(device: &dyn Device) -> Vec<u64> {
+    let mut block = vec![0; BLOCK_BYTES];
+    (0..device.bytes() / BLOCK)
+        .map(|n| n * BLOCK)
+        .filter(|at| {
+            device.read_at(*at, &mut block).expect("within the device");
+            block.iter().any(|byte| *byte != 0)
+        })
+        .collect()
+}
+
+/// What became of a flipped bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    unharmed: u64,
+    refused: u64,
+    errors: u64,
+}
+
+/// One bit of one block; what can be read then.
+fn flip_and_read(populated: &Populated, at: u64, rng: &SeededRng, tally: &mut Tally) -> Result<(), String> {
+    let world = populated.world();
+    world.device(0).flip(at + rng.below(BLOCK), 1 << rng.below(8));
+    let Ok(fs) = mount(world.devices(), rng, OpenOptions::default()) else {
+        tally.refused += 1;
+        return Ok(());
+    };
+    let errors = populated.read(&fs)?;
+    tally.errors += u64::from(errors > 0);
+    tally.unharmed += u64::from(errors == 0);
+    if errors > 0 && sound(&fs).is_ok() {
+        return Err("what cannot be read is not found by a check".into());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flipped_bit_is_never_read() {
+    let populated = Populated::new(1, 800);
+    let rng = SeededRng::new(800);
+    let mut tally = Tally::default();
+    let blocks = used_blocks(&populated.images[0]);
+    for at in blocks.iter().flat_map(|at| [*at; 2]) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| flip_and_read(&populated, at, &rng, &mut tally)));
+        outcome
+            .unwrap_or_else(|_| Err("a panic".into()))
+            .unwrap_or_else(|why| panic!("block at {at}: {why}"));
+    }
+    println!("{} blocks: {tally:?}", blocks.len());
+    assert!(tally.errors > 0 && tally.unharmed > 0, "{tally:?}");
+}
+
+#[test]
+fn a_mirror_heals_whatever_bit_flipped() {
+    let populated = Populated::new(2, 801);
+    let rng = SeededRng::new(801);
+    let blocks = used_blocks(&populated.images[0]);
+    let (mut healed, mut superblocks) = (0, 0);
+    for at in &blocks {
+        let world = populated.world();
+        world.device(0).flip(at + rng.below(BLOCK), 1 << rng.below(8));
+        let fs = match mount(world.devices(), &rng, OpenOptions::default()) {
+            Ok(fs) => fs,
+            Err(error) => panic!("block at {at}: {error}"),
+        };
+        let errors = populated.read(&fs).unwrap_or_else(|why| panic!("block at {at}: {why}"));
+        assert_eq!(errors, 0, "block at {at}");
+        // What was read is whole again. A chunk may lie wholly under newer bytes, and so not have been read.
+        let problems = fs.store().check(true).expect("readable").problems;
+        let healable = problems.iter().all(|p| matches!(p, Problem::DamagedChunk { healable: true, .. }));
+        assert!(healable && problems.len() <= 2, "block at {at}: {problems:?}");
+        healed += u64::from(world.device(0).flipped() == 0);
+        superblocks += u64::from(*at < 1 << 20);
+    }
+    println!("{} blocks, {superblocks} near the start: {healed} written anew", blocks.len());
+    assert!(healed > 0);
+}
+
+/// Files that were made and synced one by one, the power cut behind the last; and where the log is.
+fn synced_files(devices: usize) -> (SimWorld, Vec<u64>) {
+    let shape = Shape { devices, ..Shape::default() };
+    let (world, rng) = history::format(&shape, 802);
+    let fs = mount(world.devices(), &rng, OpenOptions::default()).expect("it mounts");
+    for n in 0..FILES {
+        let made = fs.make(ROOT, &[b'a' + n], Kind::File, &MakeOptions::default()).expect("room");
+        let handle = fs.open(made.id).expect("it is there");
+        fs.write(handle, 0, &content(n)).expect("room");
+        fs.fsync(handle).expect("it syncs");
+    }
+    let layout = DeviceLayout::new(shape.device_bytes, fs.store().pool().slot_bytes()).expect("large enough");
+    let log = fs.store().pool().mapped_slots().into_iter();
+    let log = log.filter(|entry| entry.owner == MapOwner::Log && entry.device.0 == 0);
+    let mut places = Vec::new();
+    for slot in log.map(|entry| layout.slot_offset(entry.slot)) {
+        places.extend(
+            used_blocks(&world.device(0).image())
+                .into_iter()
+                .filter(|at| (slot + BLOCK..slot + layout.slot_bytes).contains(at)),
+        );
+    }
+    drop(fs);
+    (world, places)
+}
+
+const FILES: u8 = 12;
+
+fn content(n: u8) -> Vec<u8> {
+    vec![n + 1; 300 + 900 * usize::from(n)]
+}
+
+/// Files whose content is right; wrong ones are told. The last was synced last: no later record says so.
+fn files_found(fs: &Fs) -> Result<usize, String> {
+    let mut found = 0;
+    for n in 0..FILES {
+        let Ok(entry) = fs.peek(ROOT, &[b'a' + n]) else { continue };
+        let read = read_all(fs, entry.id).map_err(|e| e.to_string())?;
+        if read != content(n) {
+            return Err(format!("file {n} has {} bytes and reads wrong", read.len()));
+        }
+        found += 1;
+    }
+    Ok(found)
+}
+
+/// Opens a world with a flipped bit in its log; the files found, and why it is read-only, if so.
+fn open_damaged(world: &SimWorld, at: u64, rng: &SeededRng) -> Result<(usize, Option<String>), String> {
+    let images = (0..world.devices().len()).map(|n| world.device(n).image()).collect();
+    let world = SimWorld::from_images(images);
+    world.device(0).flip(at + rng.below(BLOCK), 1 << rng.below(8));
+    let (pool, _) = Pool::open(world.devices(), OpenOptions::default()).map_err(|e| e.to_string())?;
+    let clock = Arc::new(ManualClock::default());
+    let (store, recovered) = open(pool, &store_options(), clock, rng).map_err(|e| e.to_string())?;
+    let options = FsOptions { background: false, ..FsOptions::default() };
+    let fs = Fs::mount(Arc::new(store), options).map_err(|e| e.to_string())?;
+    let refused = fs.make(ROOT, b"new", Kind::File, &MakeOptions::default()).is_err();
+    if refused != recovered.read_only.is_some() {
+        return Err(format!("writing is refused: {refused}, but it says {:?}", recovered.read_only));
+    }
+    Ok((files_found(&fs)?, recovered.read_only))
+}
+
+#[test]
+fn damage_in_the_log_is_told_and_not_taken_for_its_end() {
+    let (world, places) = synced_files(1);
+    let rng = SeededRng::new(803);
+    let (mut told, mut whole) = (0, 0);
+    for at in places.iter().flat_map(|at| [*at; 3]) {
+        match open_damaged(&world, at, &rng).unwrap_or_else(|why| panic!("block at {at}: {why}")) {
+            (_, Some(reason)) => {
+                assert!(reason.contains("the intent log is damaged"), "{reason}");
+                told += 1;
+            }
+            (found, None) => {
+                assert!(found + 1 >= usize::from(FILES), "block at {at}: only {found} files, and not a word");
+                whole += 1;
+            }
+        }
+    }
+    println!("{} blocks of the log: {told} times told, {whole} times nothing was missing", places.len());
+    assert!(told > 20);
+}
+
+#[test]
+fn a_damaged_log_record_is_read_from_its_mirror() {
+    let (world, places) = synced_files(2);
+    let rng = SeededRng::new(804);
+    for at in places.iter().flat_map(|at| [*at; 2]) {
+        let outcome = open_damaged(&world, at, &rng).unwrap_or_else(|why| panic!("block at {at}: {why}"));
+        assert_eq!(outcome, (usize::from(FILES), None), "block at {at}");
+    }
+    assert!(places.len() > 20);
+}
+
+#[test]
+fn without_verification_wrong_bytes_are_read() {
+    let populated = Populated::new(1, 800);
+    let rng = SeededRng::new(805);
+    let wrong = used_blocks(&populated.images[0]).into_iter().flat_map(|at| [at; 8]).find_map(|at| {
+        without(Edge::ChunkVerify, || flip_and_read(&populated, at, &rng, &mut Tally::default()))
+            .err()
+            .map(|why| format!("block at {at}: {why}"))
+    });
+    println!("ChunkVerify: {}", wrong.expect("a hash that is not tested lets wrong bytes pass"));
+}
+
+#[test]
+fn damage_taken_for_the_end_of_the_log_loses_what_was_synced() {
+    let (world, places) = synced_files(1);
+    let rng = SeededRng::new(806);
+    let lost = places.into_iter().flat_map(|at| [at; 3]).find_map(|at| {
+        match without(Edge::LogDamageIsNotTail, || open_damaged(&world, at, &rng)) {
+            Ok((found, None)) if found + 1 >= usize::from(FILES) => None,
+            other => Some(format!("block at {at}: {other:?}")),
+        }
+    });
+    println!("LogDamageIsNotTail: {}", lost.expect("synced files go without a word"));
+}
