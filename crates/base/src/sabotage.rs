@@ -37,8 +37,6 @@ pub enum Edge {
     LogDamageIsNotTail,
     /// Rows reach the device before the record that mentions them is logged.
     RowsBeforeRecord,
-    /// Rows are flushed before a checkpoint that refers to them commits.
-    RowsFlushedBeforeCheckpoint,
     /// Freed slots are reused only after the checkpoint that freed them.
     SlotsFreedAfterCheckpoint,
     /// Open segments are sealed at recovery, never appended to again.
@@ -47,8 +45,6 @@ pub enum Edge {
     ChunkVerify,
     /// A dedup hit is checked again in the sequencer.
     DedupHitRechecked,
-    /// Replay starts right after what the checkpoint applied.
-    ReplayFromApplied,
     /// A rename over a file flushes the source's data first.
     RenameFlushesSource,
     /// Chunk ids handed out are never handed out again after a crash.

@@ -10,7 +10,7 @@ use aegisfs_base::{ChunkId, SegmentId};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::extent::{ExtentRef, decode_window};
 use aegisfs_format::key::{self, Table};
-use aegisfs_format::value::{Segment, is_tombstone};
+use aegisfs_format::value::{Segment, SegmentState, is_tombstone};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
@@ -214,6 +214,11 @@ impl Store {
             match Segment::decode(value) {
                 Ok(segment) => {
                     slots += segment.placements.len() as u64;
+                    let forgotten = segment.state == SegmentState::Open && !self.segments.holds(id);
+                    if forgotten && self.check_writable().is_ok() {
+                        let what = format!("segment {id} is open, but nobody appends to it");
+                        problems.push(Problem::Inconsistent { what });
+                    }
                     let expected = live.get(&id).copied().unwrap_or(0);
                     if segment.live_bytes != expected {
                         problems.push(Problem::Inconsistent {

@@ -41,6 +41,12 @@ struct SegmentsState {
 }
 
 impl Segments {
+    /// Whether rows may still go to a segment, or are on their way.
+    pub(crate) fn holds(&self, segment: SegmentId) -> bool {
+        let state = self.state.lock();
+        state.open.iter().chain(&state.full).any(|open| open.segment == segment)
+    }
+
     /// Bytes of the open segment and of full ones still in flight that nothing was written to.
     pub(crate) fn unwritten(&self, pool: &Pool) -> u64 {
         let state = self.state.lock();

@@ -64,6 +64,7 @@ fn every_safeguard_of_log_and_rows_is_needed() {
         Edge::RowsBeforeRecord,
         Edge::PageFlush,
         Edge::RenameFlushesSource,
+        Edge::SealAtRecovery,
         Edge::ChunkIdsNeverReused,
     ];
     must_show(&edges, &Shape { operations: 60, ..Shape::default() });
@@ -76,21 +77,13 @@ fn freed_slots_wait_for_the_checkpoint() {
     must_show(&[Edge::SlotsFreedAfterCheckpoint], &shape);
 }
 
-// So far none of these shows. By reading, not by trial: the first three have another guard beside them. The
-// others stand nowhere in the code yet.
+// So far none of these shows: each seems to be covered by the other, and by position and sequence.
 #[test]
 #[ignore = "a survey: which safeguards are needed by these histories"]
 fn survey_of_the_other_safeguards() {
     let wrapping =
         Shape { operations: 120, large: true, device_bytes: 10 << 20, log_pieces: 2, ..Shape::default() };
-    let edges = [
-        Edge::LogChain,
-        Edge::LogIncarnation,
-        Edge::SealAtRecovery,
-        Edge::DedupHitRechecked,
-        Edge::RowsFlushedBeforeCheckpoint,
-        Edge::ReplayFromApplied,
-    ];
+    let edges = [Edge::LogChain, Edge::LogIncarnation];
     for edge in edges {
         for shape in [Shape { operations: 60, ..Shape::default() }, wrapping.clone()] {
             match first_failure(edge, &shape) {

@@ -6,6 +6,7 @@
 use super::Effects;
 use crate::StoreError;
 use crate::tables::{Tables, TablesMut};
+use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{ChunkId, SegmentId};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::{self, Table};
@@ -45,7 +46,12 @@ impl References {
     /// # Errors
     /// [`StoreError::StaleChunk`] when the chunk is gone.
     pub(crate) fn add(&mut self, tables: &dyn Tables, chunk: ChunkId) -> Result<(), StoreError> {
-        let descriptor = self.touch(tables, chunk)?.ok_or(StoreError::StaleChunk { chunk })?;
+        let Some(descriptor) = self.touch(tables, chunk)? else {
+            if removed(Edge::DedupHitRechecked) {
+                return Ok(());
+            }
+            return Err(StoreError::StaleChunk { chunk });
+        };
         let references = descriptor.references.checked_add(1);
         descriptor.references = references.ok_or_else(|| StoreError::Inconsistent {
             what: format!("chunk {chunk} has more references than can be counted"),
