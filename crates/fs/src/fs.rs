@@ -192,7 +192,10 @@ impl Fs {
         let view = self.store.head_view(HEAD)?;
         let stored = versions::visible(&self.store.view(), Table::Inode, &key::inode(id), &view)?;
         let inode = Inode::decode(&stored.ok_or(FsError::NotFound)?)?;
-        let mut state = NodeState { inode, committed_size: inode.size, ..NodeState::default() };
+        // Which change was the inode's last is known no more; it was one of those up to now, and an fsync
+        // has to make it durable.
+        let last = self.store.last_sequence();
+        let mut state = NodeState { inode, committed_size: inode.size, last, ..NodeState::default() };
         if inode.inline && state.is_regular() {
             let stored = versions::visible(&self.store.view(), Table::Inline, &key::inode(id), &view)?;
             let content =
@@ -294,4 +297,39 @@ pub(crate) fn attributes(id: InodeId, state: &NodeState) -> Attributes {
 
 pub(crate) fn inconsistent(what: String) -> FsError {
     FsError::Store(StoreError::Inconsistent { what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MakeOptions, RenameFlags};
+    use aegisfs_base::{ManualClock, SeededRng};
+    use aegisfs_device::{Device, MemoryDevice};
+    use aegisfs_pool::{CreateOptions, OpenOptions};
+    use aegisfs_store::StoreOptions;
+
+    fn mounted() -> Fs {
+        let rng = SeededRng::new(1);
+        let devices: Vec<Arc<dyn Device>> = vec![Arc::new(MemoryDevice::new("disk", 256 << 20))];
+        let clock = Arc::new(ManualClock::default());
+        let pool = Pool::create(devices.clone(), &CreateOptions::default(), &*clock, &rng).unwrap();
+        Fs::format(&pool, &*clock).unwrap();
+        let (pool, _) = Pool::open(devices, OpenOptions::default()).unwrap();
+        let options = StoreOptions { workers: 0, ..StoreOptions::default() };
+        let (store, _) = aegisfs_store::open(pool, &options, clock, &rng).unwrap();
+        Fs::mount(Arc::new(store), FsOptions { background: false, ..FsOptions::default() }).unwrap()
+    }
+
+    /// A directory that had left memory was taken for one without changes, and its fsync synced nothing.
+    #[test]
+    fn fsync_of_an_inode_that_left_memory_syncs_its_changes() {
+        let fs = mounted();
+        fs.create(ROOT, b"old", &MakeOptions::default()).unwrap();
+        fs.rename(ROOT, b"old", ROOT, b"new", RenameFlags::default()).unwrap();
+        let renamed = fs.store.last_sequence();
+        assert!(fs.store.durable_sequence() < renamed);
+        fs.nodes.remove(ROOT);
+        fs.fsync_inode(ROOT).unwrap();
+        assert!(fs.store.durable_sequence() >= renamed);
+    }
 }
