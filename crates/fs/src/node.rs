@@ -48,6 +48,8 @@ pub(crate) struct NodeState {
     pub(crate) promised: Option<Reservation>,
     /// When the overlay last grew, by the clock that only moves forward.
     pub(crate) written: Duration,
+    /// When the oldest of the overlay's bytes came, by the same clock.
+    pub(crate) dirty_since: Duration,
     /// Without a name; goes when nobody has it any more.
     pub(crate) orphan: bool,
     /// Gone; whoever still finds it here looks again.

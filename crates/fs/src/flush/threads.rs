@@ -71,6 +71,9 @@ fn run(fs: &Fs, stop: &AtomicBool) {
     }
 }
 
+/// Bytes leave memory after so long even if their file never settles.
+const AGE_MAX: Duration = Duration::from_secs(5);
+
 impl Fs {
     /// Tells the flushing threads that there may be work.
     pub(crate) fn wake_flusher(&self) {
@@ -91,7 +94,8 @@ impl Fs {
             .into_iter()
             .filter(|node| {
                 let state = node.state.read();
-                let settled = now.saturating_sub(state.written) >= self.options.settle;
+                let settled = now.saturating_sub(state.written) >= self.options.settle
+                    || now.saturating_sub(state.dirty_since) >= AGE_MAX;
                 short || settled || state.overlay.longest() >= RUN_BYTES_READY
             })
             // Somebody is at it already.

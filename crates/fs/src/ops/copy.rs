@@ -147,7 +147,7 @@ impl Fs {
                 .read_node(source, from + done, &mut buffer[..want])
                 .and_then(|count| self.write(handle, to + done, &buffer[..count]));
             match copied {
-                Ok(0) => break Ok(length),
+                Ok(0) => break Ok(done),
                 Ok(count) => done += count as u64,
                 Err(error) => break Err(error),
             }

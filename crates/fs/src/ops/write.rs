@@ -55,6 +55,9 @@ impl Fs {
         }
         state.inode.size = state.inode.size.max(end);
         self.stamp(&mut state, keep_times);
+        if was_clean {
+            state.dirty_since = state.written;
+        }
         let ready = run >= RUN_BYTES_READY;
         drop(state);
         if was_clean || ready {
