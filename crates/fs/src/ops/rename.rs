@@ -239,6 +239,11 @@ impl Fs {
         Ok(gone)
     }
 
+    /// Whether both names stand in one bucket, so that one operation has to change both.
+    fn share_bucket(&self, from: Place<'_>, to: Place<'_>) -> bool {
+        from.parent == to.parent && self.hasher.hash(from.name) == self.hasher.hash(to.name)
+    }
+
     /// The operations on the directories' entries. Both names may share a bucket, and both may be one.
     fn move_entry(
         &self,
@@ -248,9 +253,7 @@ impl Fs {
         mode: u32,
         replaces: bool,
     ) -> Result<Vec<Op>, FsError> {
-        let same_bucket =
-            from.parent == to.parent && self.hasher.hash(from.name) == self.hasher.hash(to.name);
-        if same_bucket {
+        if self.share_bucket(from, to) {
             return self.move_within_bucket(from, to, moved, mode);
         }
         let added = if replaces {
@@ -290,9 +293,7 @@ impl Fs {
         let now = self.now();
         let (one, other) = (scene.source.id, target.id);
         let (one_mode, other_mode) = (locked.get(one).inode.mode, locked.get(other).inode.mode);
-        let same_bucket =
-            from.parent == to.parent && self.hasher.hash(from.name) == self.hasher.hash(to.name);
-        let mut ops = if same_bucket {
+        let mut ops = if self.share_bucket(from, to) {
             vec![self.exchange_within_bucket(from, to)?]
         } else {
             vec![
