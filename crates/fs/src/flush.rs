@@ -12,7 +12,7 @@ use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value;
 use aegisfs_format::value::Inode;
-use aegisfs_store::{Committed, Ingested, Piece, StoreError};
+use aegisfs_store::{Committed, Ingested, Piece, Reservation, StoreError};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
 pub use threads::Flusher;
@@ -38,6 +38,8 @@ struct Leaving<'n> {
     inline: bool,
     /// The last change that put bytes of this file into the log before they left.
     pending: Sequence,
+    /// Room for the bytes; theirs until they lie in rows.
+    promised: Option<Reservation>,
     _flushing: MutexGuard<'n, ()>,
 }
 
@@ -91,6 +93,9 @@ impl Fs {
             false => state.inode.size,
         };
         let whole = !more && bytes.ranges().gaps(0, size).is_empty();
+        let staying = state.worst_case_bytes(&self.store);
+        let mut promised = state.promised.take();
+        state.promised = promised.as_mut().filter(|_| more).map(|all| all.split_off(staying));
         Some(Leaving {
             node,
             bytes,
@@ -98,23 +103,25 @@ impl Fs {
             size,
             inline: size <= INLINE_BYTES_MAX as u64 && whole && state.inode.allocated == 0,
             pending: state.last_pending,
+            promised,
             _flushing: flushing,
         })
     }
 
     /// Stores the bytes of several files in one change.
-    fn store_leaving(&self, files: Vec<Leaving<'_>>) -> Result<(), FsError> {
+    fn store_leaving(&self, mut files: Vec<Leaving<'_>>) -> Result<(), FsError> {
         let mut outcome = self.try_store(&files, true);
         if matches!(outcome, Err(FsError::Store(StoreError::StaleChunk { .. }))) {
             outcome = self.try_store(&files, false);
         }
         if outcome.is_err() {
-            for file in &files {
+            for file in &mut files {
                 let mut state = file.node.state.write();
                 let older = std::mem::take(&mut state.leaving);
                 let waiting = older.waiting_bytes() + state.overlay.waiting_bytes();
                 state.overlay.put_under((*older).clone());
                 self.count_waiting(waiting, state.overlay.waiting_bytes());
+                state.fit_promise(&self.store, file.promised.take());
             }
         }
         drop(files);
@@ -170,9 +177,6 @@ impl Fs {
                 kept.write(offset, &data, crate::overlay::Origin::Inline);
             }
             state.overlay.put_under(kept);
-        }
-        if state.overlay.new_bytes() == 0 {
-            state.promised = None;
         }
         self.count_waiting(bytes.waiting_bytes(), 0);
     }

@@ -14,7 +14,7 @@ use aegisfs_pool::Pool;
 use aegisfs_store::{Committed, Effects, Store, StoreError, versions};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The root directory's inode number.
@@ -31,11 +31,19 @@ pub struct FsOptions {
     pub settle: Duration,
     /// Whether threads of its own write files out; without them, writers do.
     pub background: bool,
+    /// Room kept for bytes that a kernel's writeback cache took before we heard of them. A small filesystem
+    /// keeps an eighth of itself at most.
+    pub soft_reserve_bytes: u64,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { dirty_bytes_max: 64 << 20, settle: Duration::from_millis(500), background: true }
+        Self {
+            dirty_bytes_max: 64 << 20,
+            settle: Duration::from_millis(500),
+            background: true,
+            soft_reserve_bytes: 0,
+        }
     }
 }
 
@@ -78,6 +86,8 @@ pub struct Fs {
     pub(crate) drained: (Mutex<()>, Condvar),
     /// Signalled when there may be something to write out.
     pub(crate) work: (Mutex<bool>, Condvar),
+    /// Whether attributes may wait for a flush without any bytes.
+    pub(crate) attributes_wait: AtomicBool,
 }
 
 impl Fs {
@@ -113,6 +123,8 @@ impl Fs {
     pub fn mount(store: Arc<Store>, options: FsOptions) -> Result<Self, FsError> {
         let hasher = NameHasher::new(store.pool().superblock().name_key);
         let clock = Arc::clone(store.clock());
+        let soft_reserve_bytes = options.soft_reserve_bytes.min(store.capacity().0 / 8);
+        let options = FsOptions { soft_reserve_bytes, ..options };
         let fs = Self {
             store,
             nodes: Nodes::default(),
@@ -124,6 +136,7 @@ impl Fs {
             dirty_bytes: AtomicU64::new(0),
             drained: Default::default(),
             work: Default::default(),
+            attributes_wait: AtomicBool::new(false),
         };
         if fs.store.check_writable().is_ok() {
             fs.store.finish_truncations()?;
@@ -204,6 +217,10 @@ impl Fs {
         }
         self.overlay_pending(id, &mut state)?;
         let waiting = state.overlay.waiting_bytes();
+        if waiting > 0 {
+            // The room was promised in an earlier life, or before the node left memory.
+            state.promised = Some(self.store.promise(state.worst_case_bytes(&self.store)));
+        }
         let new = Arc::new(Node::new(id, state));
         let node = self.nodes.insert(Arc::clone(&new));
         if Arc::ptr_eq(&node, &new) {

@@ -3,7 +3,7 @@
 use crate::overlay::Overlay;
 use aegisfs_base::{InodeId, Sequence};
 use aegisfs_format::value::Inode;
-use aegisfs_store::Reservation;
+use aegisfs_store::{Reservation, Store};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +84,25 @@ impl NodeState {
     pub(crate) fn claimable_size(&self) -> u64 {
         let waiting = self.overlay.new_bytes() > 0 || !self.leaving.is_empty();
         if waiting && self.is_regular() { self.committed_size.min(self.inode.size) } else { self.inode.size }
+    }
+
+    /// What the bytes in `overlay` take on the devices at worst.
+    pub(crate) fn worst_case_bytes(&self, store: &Store) -> u64 {
+        store.worst_case_bytes(self.overlay.waiting_bytes(), self.overlay.run_count())
+    }
+
+    /// Takes a promise for bytes that came, and gives back what the overlay does not need: bytes written over
+    /// others need no room of their own, and those cut off need none at all.
+    pub(crate) fn fit_promise(&mut self, store: &Store, more: Option<Reservation>) {
+        let needed = self.worst_case_bytes(store);
+        match (&mut self.promised, more) {
+            (Some(promised), Some(more)) => promised.absorb(more),
+            (none @ None, more) => *none = more,
+            (Some(_), None) => {}
+        }
+        if let Some(promised) = &mut self.promised {
+            drop(promised.split_off(promised.bytes().saturating_sub(needed)));
+        }
     }
 
     /// The stored form of its attributes as they may be claimed now.

@@ -80,6 +80,11 @@ impl Overlay {
         self.counts.new
     }
 
+    /// Contiguous runs held.
+    pub(crate) fn run_count(&self) -> u64 {
+        self.runs.len() as u64
+    }
+
     /// Whether something has to go into a row.
     pub(crate) fn needs_flush(&self) -> bool {
         self.waiting_bytes() > 0

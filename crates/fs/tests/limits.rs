@@ -1,47 +1,14 @@
 //! Files at the edges of what fits into one change, beside an inode, or into memory.
 
-use aegisfs_base::{InodeId, ManualClock, SeededRng};
-use aegisfs_device::{Device, MemoryDevice};
-use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, FsOptions, HandleId, Kind, MakeOptions, ROOT, Whence};
-use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
-use aegisfs_store::{StoreOptions, open};
-use std::sync::Arc;
+mod stage;
 
-struct World {
-    device: Arc<MemoryDevice>,
-    rng: SeededRng,
-}
+use aegisfs_base::InodeId;
+use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, HandleId, Kind, MakeOptions, ROOT, Whence};
+use stage::{World, create};
 
-impl World {
-    fn new() -> Self {
-        let world = Self { device: Arc::new(MemoryDevice::new("disk", 64 << 20)), rng: SeededRng::new(4) };
-        let clock = ManualClock::default();
-        let create = CreateOptions {
-            compression: (2, 1),
-            slot_bytes: Some(256 << 10),
-            log_pieces: Some(8),
-            ..CreateOptions::default()
-        };
-        let pool = Pool::create(world.devices(), &create, &clock, &world.rng).unwrap();
-        Fs::format(&pool, &clock).unwrap();
-        world
-    }
-
-    fn devices(&self) -> Vec<Arc<dyn Device>> {
-        vec![self.device.clone()]
-    }
-
-    fn mount(&self) -> Fs {
-        let (pool, _) = Pool::open(self.devices(), OpenOptions::default()).unwrap();
-        let options = StoreOptions { workers: 0, ..StoreOptions::default() };
-        let (store, _) = open(pool, &options, Arc::new(ManualClock::default()), &self.rng).unwrap();
-        Fs::mount(Arc::new(store), FsOptions { background: false, ..FsOptions::default() }).unwrap()
-    }
-}
-
-fn create(fs: &Fs, name: &[u8]) -> (InodeId, HandleId) {
-    let (made, handle) = fs.create(ROOT, name, &MakeOptions::default()).unwrap();
-    (made.id, handle)
+/// Small slots, so that there are many.
+fn small() -> World {
+    World::sized(64 << 20, 256 << 10)
 }
 
 fn resize(fs: &Fs, id: InodeId, size: u64) {
@@ -76,7 +43,7 @@ fn assert_sound(fs: &Fs) {
 // never be written out again, and every sync failed.
 #[test]
 fn thousands_of_scattered_writes_are_stored_in_several_changes() {
-    let world = World::new();
+    let world = small();
     {
         let fs = world.mount();
         let (id, handle) = create(&fs, b"scattered");
@@ -99,7 +66,7 @@ fn thousands_of_scattered_writes_are_stored_in_several_changes() {
 // A group of synced writes goes into the log up to 64 KiB, however many writes that are.
 #[test]
 fn an_fsync_of_very_many_tiny_writes_fits_into_the_log() {
-    let world = World::new();
+    let world = small();
     {
         let fs = world.mount();
         let (_, handle) = create(&fs, b"tiny");
@@ -116,7 +83,7 @@ fn an_fsync_of_very_many_tiny_writes_fits_into_the_log() {
 // content and the old end became inline content of that length.
 #[test]
 fn a_tiny_file_that_was_made_long_keeps_its_hole() {
-    let world = World::new();
+    let world = small();
     {
         let fs = world.mount();
         let (id, handle) = create(&fs, b"tiny");
@@ -144,7 +111,7 @@ fn a_tiny_file_that_was_made_long_keeps_its_hole() {
 // waiting: with every rewrite of a tiny file the bound on waiting bytes moved away.
 #[test]
 fn rewritten_tiny_files_are_counted_once() {
-    let world = World::new();
+    let world = small();
     let fs = world.mount();
     let (_, big) = create(&fs, b"big");
     let (_, tiny) = create(&fs, b"tiny");
@@ -165,7 +132,7 @@ fn rewritten_tiny_files_are_counted_once() {
 
 #[test]
 fn a_removed_directory_takes_nothing_new() {
-    let world = World::new();
+    let world = small();
     let fs = world.mount();
     let options = MakeOptions::default();
     let made = fs.make(ROOT, b"gone", Kind::Directory, &options).unwrap();

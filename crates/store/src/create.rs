@@ -8,9 +8,9 @@ use crate::store::id_limits;
 use aegisfs_base::{BranchId, EpochId, Sequence};
 use aegisfs_format::key::Table;
 use aegisfs_format::value::Branch;
-use aegisfs_kv::{Backing, OrderedKv, RedbKv};
+use aegisfs_kv::{OrderedKv, RedbKv};
+pub(crate) use aegisfs_pool::OnPool;
 use aegisfs_pool::{Database, Pool};
-use std::io;
 use std::sync::Arc;
 
 /// The database of all metadata.
@@ -21,32 +21,6 @@ pub(crate) const DEDUP: u8 = 1;
 pub(crate) const DEDUP_COPIES: u8 = 1;
 /// Page cache while formatting.
 const CACHE_BYTES: usize = 1 << 20;
-
-/// A pool's database as the engine's storage.
-#[derive(Debug)]
-pub(crate) struct OnPool(pub(crate) Arc<Database>);
-
-impl Backing for OnPool {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
-    }
-}
 
 /// Puts an empty store into a pool that [`Pool::create`] made, and publishes it. `entries` go into the
 /// metadata as they are: the root directory, say.

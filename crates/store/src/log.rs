@@ -7,7 +7,7 @@
 
 use crate::StoreError;
 use aegisfs_base::limits::{BLOCK_BYTES, LOG_RECORD_BYTES_MAX};
-use aegisfs_base::sabotage::{Edge, removed};
+use aegisfs_base::sabotage::{Edge, catch_up, removed};
 use aegisfs_base::{Incarnation, Sequence};
 use aegisfs_format::Sum128;
 use aegisfs_format::log::{self, LogRecordPlace, RowDependency};
@@ -165,6 +165,7 @@ impl Log {
         if !removed(Edge::LogFlush) {
             self.pool.flush()?;
         }
+        catch_up();
         self.durable.fetch_max(last.0, Ordering::AcqRel);
         self.flushes.fetch_add(1, Ordering::Relaxed);
         self.flushed_transactions.fetch_add(count, Ordering::Relaxed);

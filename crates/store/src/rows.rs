@@ -3,17 +3,16 @@
 use crate::StoreError;
 use crate::segments::RowPlace;
 use crate::store::Store;
-use aegisfs_base::sabotage::{Edge, removed};
+use aegisfs_base::sabotage::{Edge, later, removed};
 use aegisfs_base::{ChunkId, FaultKind};
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::cell::{self, CellChunk, CellPlace};
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::log::RowDependency;
+use std::sync::Arc;
 
 /// Cells are closed when they have grown to this.
 const CELL_BYTES_AIM: usize = 1 << 20;
-/// The end of a segment is filled with a smaller cell when it has at least this much room.
-const CELL_BYTES_MIN: u64 = 64 << 10;
 
 /// A frame ready to be written: what was compressed in one go.
 pub(crate) struct Frame {
@@ -22,6 +21,44 @@ pub(crate) struct Frame {
     pub(crate) codec: u8,
     /// The chunks in it: id, hash, offset in the plain frame, length.
     pub(crate) chunks: Vec<(ChunkId, [u8; 32], u32, u32)>,
+}
+
+/// Which of some frames the next row takes.
+#[derive(Default)]
+struct Row {
+    count: usize,
+    /// It takes those before this one, but for
+    until: usize,
+    /// those that are larger than the room at the end of a segment.
+    skipped: Vec<usize>,
+    /// Bytes of its cells.
+    total: usize,
+}
+
+impl Row {
+    /// In order as far as there is room. The end of a segment takes what fits, so that little of it is lost.
+    fn choose(frames: &[&Frame], room: usize) -> Self {
+        let limit = room.min(CELL_BYTES_AIM);
+        let (mut row, mut chunks, mut payload) = (Self::default(), 0, 0);
+        for (n, frame) in frames.iter().enumerate() {
+            let grown = cell::cell_bytes(chunks + frame.chunks.len(), payload + frame.stored.len());
+            let fits = grown <= limit || row.count == 0 && grown <= room;
+            if !fits && room >= CELL_BYTES_AIM {
+                break;
+            }
+            if !fits {
+                row.skipped.push(n);
+                continue;
+            }
+            row.count += 1;
+            row.until = n + 1;
+            row.total = grown;
+            chunks += frame.chunks.len();
+            payload += frame.stored.len();
+        }
+        row.skipped.retain(|n| *n < row.until);
+        row
+    }
 }
 
 /// A row that was written.
@@ -39,29 +76,23 @@ impl Store {
         frames: &[Frame],
         written: &mut Vec<WrittenRow>,
     ) -> Result<(), StoreError> {
-        let mut rest = frames;
+        let mut rest: Vec<&Frame> = frames.iter().collect();
         while !rest.is_empty() {
-            let room = self.segments.room(&self.pool);
-            let limit = CELL_BYTES_AIM.min(self.cell_bytes_max());
-            let limit = if room >= CELL_BYTES_MIN { limit.min(room as usize) } else { limit };
-            let (mut count, mut chunks, mut payload) = (0, 0, 0);
-            for frame in rest {
-                let grown = cell::cell_bytes(chunks + frame.chunks.len(), payload + frame.stored.len());
-                if count > 0 && grown > limit {
-                    break;
-                }
-                count += 1;
-                chunks += frame.chunks.len();
-                payload += frame.stored.len();
-            }
-            let (now, later) = rest.split_at(count);
-            written.push(self.write_row(now)?);
-            rest = later;
+            let mut row = Row::default();
+            let place = self.place_row(|room| {
+                row = Row::choose(&rest, room.min(self.cell_bytes_max()));
+                (row.count > 0).then_some(row.total)
+            })?;
+            let later = rest.split_off(row.until);
+            let now: Vec<&Frame> =
+                rest.iter().enumerate().filter(|(n, _)| !row.skipped.contains(n)).map(|(_, f)| *f).collect();
+            written.push(self.write_row(&now, &place, row.total)?);
+            rest = row.skipped.iter().map(|n| rest[*n]).chain(later).collect();
         }
         Ok(())
     }
 
-    fn write_row(&self, frames: &[Frame]) -> Result<WrittenRow, StoreError> {
+    fn write_row(&self, frames: &[&Frame], place: &RowPlace, total: usize) -> Result<WrittenRow, StoreError> {
         let mut payload = Vec::with_capacity(frames.iter().map(|f| f.stored.len()).sum());
         let mut directory = Vec::new();
         for frame in frames {
@@ -81,10 +112,8 @@ impl Store {
             }
             payload.extend_from_slice(&frame.stored);
         }
-        let total = cell::cell_bytes(directory.len(), payload.len());
-        let place = self.place_row(total)?;
         let row_sum = cell::row_sum(&[(&directory, &payload)]);
-        let outcome = self.write_cells(&place, &directory, &payload, row_sum, total);
+        let outcome = self.write_cells(place, &directory, &payload, row_sum, total);
         if let Err(error) = outcome {
             self.row_done(place.segment)?;
             return Err(error);
@@ -97,7 +126,7 @@ impl Store {
             row_sum,
         };
         let start = place.slot_offset + cell::payload_start(directory.len()) as u32;
-        let chunks = directory.iter().map(|entry| (entry.chunk, describe(&place, start, entry))).collect();
+        let chunks = directory.iter().map(|entry| (entry.chunk, describe(place, start, entry))).collect();
         Ok(WrittenRow { dependency, chunks })
     }
 
@@ -110,9 +139,6 @@ impl Store {
         row_sum: aegisfs_format::Sum128,
         total: usize,
     ) -> Result<(), StoreError> {
-        if removed(Edge::RowsBeforeRecord) {
-            return Ok(());
-        }
         let mut bytes = AlignedBuffer::with_capacity(total);
         for (cell, slot) in place.places.iter().enumerate() {
             let cell_place = CellPlace {
@@ -127,6 +153,12 @@ impl Store {
             bytes.extend_from_slice(&cell::encode_head(&cell_place, directory, payload, row_sum));
             bytes.extend_from_slice(payload);
             bytes.resize(total, 0);
+            if removed(Edge::RowsBeforeRecord) {
+                let (pool, slot, late) = (Arc::clone(&self.pool), *slot, bytes.to_vec());
+                let offset = u64::from(place.slot_offset);
+                later(move || drop(pool.write_slot(slot, offset, &late)));
+                continue;
+            }
             if let Err(error) = self.pool.write_slot(*slot, u64::from(place.slot_offset), &bytes) {
                 if error.kind() != FaultKind::NoSpace {
                     self.poison(&format!("a row could not be written: {error}"));

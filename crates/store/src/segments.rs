@@ -67,20 +67,25 @@ impl Store {
         aegisfs_base::limits::CELL_BYTES_MAX.min(slot as usize)
     }
 
-    /// A place for a row with cells of this size; opens a new segment when the open one is too full.
-    pub(crate) fn place_row(&self, cell_bytes: usize) -> Result<RowPlace, StoreError> {
-        let cell_bytes = u32::try_from(cell_bytes).expect("cells are at most 4 MiB");
+    /// A place for a row. `choose` is told how much room there is and says how large the row's cells are, or
+    /// nothing when all it has is larger; the row then goes into a new segment.
+    pub(crate) fn place_row(
+        &self,
+        mut choose: impl FnMut(usize) -> Option<usize>,
+    ) -> Result<RowPlace, StoreError> {
         let mut state = self.segments.state.lock();
-        let fits = state.open.as_ref().is_some_and(|open| {
-            u64::from(open.next_offset) + u64::from(cell_bytes) <= self.pool.slot_bytes()
-        });
-        if !fits {
+        let room = |open: &Open| (self.pool.slot_bytes() - u64::from(open.next_offset)) as usize;
+        let mut chosen = state.open.as_ref().and_then(|open| choose(room(open)));
+        if chosen.is_none() {
             if let Some(full) = state.open.take() {
                 self.retire_segment(&mut state, full)?;
             }
-            state.open = Some(self.open_segment()?);
+            let open = state.open.insert(self.open_segment()?);
+            chosen = choose(room(open));
         }
-        let open = state.open.as_mut().expect("it was just opened");
+        let cell_bytes =
+            chosen.and_then(|bytes| u32::try_from(bytes).ok()).expect("a frame fits into a slot");
+        let open = state.open.as_mut().expect("it is there or was just opened");
         let place = RowPlace {
             segment: open.segment,
             row: RowIndex(open.rows),

@@ -45,6 +45,7 @@ impl Service {
         let thread = std::thread::Builder::new()
             .name("store-service".into())
             .spawn(move || run(&worker, &stopping, intervals))?;
+        store.log_transactions.store(intervals.log_transactions, Ordering::Relaxed);
         store.served.store(true, Ordering::Release);
         Ok(Self { store, stop, thread: Some(thread) })
     }

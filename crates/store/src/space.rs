@@ -8,7 +8,7 @@ use crate::StoreError;
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::InodeId;
-use aegisfs_base::limits::BLOCK_BYTES;
+use aegisfs_base::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
 use aegisfs_format::map::MapOwner;
@@ -25,6 +25,11 @@ const WITHHELD_BYTES_MIN: u64 = 16 << 20;
 const WITHHELD_SLOTS_MIN: u64 = 4;
 /// Bytes of directory and frame overhead per this many bytes of data.
 const OVERHEAD_PART: u64 = 64;
+/// Bytes of overhead for each contiguous run, which is at least one chunk.
+const OVERHEAD_RUN: u64 = 256;
+
+/// The largest frame in a cell of its own.
+const FRAME_BYTES_WORST: u64 = (CHUNK_BYTES_MAX + 2 * BLOCK_BYTES) as u64;
 
 /// What is promised.
 #[derive(Debug, Default)]
@@ -55,6 +60,14 @@ impl Reservation {
     pub fn absorb(&mut self, mut other: Self) {
         self.bytes += other.bytes;
         other.bytes = 0;
+    }
+
+    /// Takes up to so many bytes out, as a promise of their own.
+    #[must_use = "dropping it gives the room back"]
+    pub fn split_off(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { bytes, book: Arc::clone(&self.book) }
     }
 }
 
@@ -107,27 +120,46 @@ impl Store {
         (slots / 100).max(least).max(WITHHELD_SLOTS_MIN.min(slots / 8))
     }
 
+    /// What bytes in so many runs take on the devices at worst: all of them new and incompressible, and the
+    /// end of each segment lost because the next frame is larger.
+    pub fn worst_case_bytes(&self, bytes: u64, runs: u64) -> u64 {
+        if bytes == 0 {
+            return 0;
+        }
+        let segment = self.segment_data_bytes();
+        let lost =
+            (bytes * FRAME_BYTES_WORST).div_ceil(segment.saturating_sub(FRAME_BYTES_WORST).max(segment / 2));
+        bytes + lost + bytes / OVERHEAD_PART + runs * OVERHEAD_RUN + BLOCK_BYTES as u64
+    }
+
     /// Bytes that users can still have, promises not yet taken off.
     fn placeable_bytes(&self) -> u64 {
         let segments = self.pool.space().segments_placeable.saturating_sub(self.withheld_segments());
-        segments * self.segment_data_bytes() + self.segments.room(&self.pool)
+        let room = self.segments.room(&self.pool).saturating_sub(FRAME_BYTES_WORST);
+        segments * self.segment_data_bytes() + room
     }
 
-    /// Promises room for new data.
+    /// Promises room for what was acknowledged before, whether there is any or not.
+    pub fn promise(&self, bytes: u64) -> Reservation {
+        self.space.promised.fetch_add(bytes, Ordering::AcqRel);
+        Reservation { bytes, book: Arc::clone(&self.space.promised) }
+    }
+
+    /// Promises room for new data, and leaves so much of it for others.
     ///
     /// # Errors
     /// When there is no room even after what is dead was given back.
-    pub fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
+    pub fn reserve(&self, bytes: u64, leave: u64) -> Result<Reservation, StoreError> {
         self.check_writable()?;
-        let wanted = bytes.next_multiple_of(BLOCK_BYTES as u64) + bytes / OVERHEAD_PART + 512;
+        let wanted = self.worst_case_bytes(bytes, 1);
         let mut free = 0;
         for attempt in 0..3 {
-            let promised = self.space.promised.fetch_add(wanted, Ordering::AcqRel) + wanted;
+            let promise = self.promise(wanted);
             free = self.placeable_bytes();
-            if promised <= free {
-                return Ok(Reservation { bytes: wanted, book: Arc::clone(&self.space.promised) });
+            if self.space.promised.load(Ordering::Acquire) + leave <= free {
+                return Ok(promise);
             }
-            self.space.promised.fetch_sub(wanted, Ordering::AcqRel);
+            drop(promise);
             // What died may only wait for the reaper, or for a checkpoint to say so.
             let reaped = self.reap_all()?;
             if attempt > 0 && !reaped && self.pool.space().freeing == 0 {
@@ -135,7 +167,7 @@ impl Store {
             }
             self.checkpoint()?;
         }
-        let free = free.saturating_sub(self.space.promised.load(Ordering::Acquire));
+        let free = free.saturating_sub(self.space.promised.load(Ordering::Acquire) + leave);
         Err(StoreError::NoSpace { wanted, free })
     }
 
@@ -157,9 +189,18 @@ impl Store {
         let mapped = self.pool.mapped_slots().len() as u64;
         let total_segments =
             (space.slots.saturating_sub(mapped) / self.shards()).saturating_sub(self.withheld_segments());
-        let promised = self.space.promised.load(Ordering::Acquire);
         let total = total_segments * self.segment_data_bytes();
-        (total, self.placeable_bytes().saturating_sub(promised).min(total))
+        (total, self.free_bytes().min(total))
+    }
+
+    /// Bytes promised and not yet written.
+    pub fn promised_bytes(&self) -> u64 {
+        self.space.promised.load(Ordering::Acquire)
+    }
+
+    /// Bytes that can still be promised.
+    pub fn free_bytes(&self) -> u64 {
+        self.placeable_bytes().saturating_sub(self.space.promised.load(Ordering::Acquire))
     }
 
     /// Where all bytes are. Walks the chunk descriptors.

@@ -21,7 +21,7 @@ use aegisfs_pool::{Placement, Pool};
 pub use counters::Counters;
 pub(crate) use ids::{Ids, id_limits};
 use parking_lot::{Condvar, Mutex};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -99,6 +99,8 @@ pub struct Store {
     read_only: AtomicBool,
     /// Whether a thread of its own makes checkpoints; without one, writers make them.
     pub(crate) served: AtomicBool,
+    /// Queued changes at which that thread is woken.
+    pub(crate) log_transactions: AtomicUsize,
     pub(crate) wakeup: (Mutex<u64>, Condvar),
 }
 
@@ -148,6 +150,7 @@ impl Store {
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
             pool: parts.pool,
             served: AtomicBool::new(false),
+            log_transactions: AtomicUsize::new(LOG_TRANSACTIONS),
             wakeup: (Mutex::new(0), Condvar::new()),
         }
     }
@@ -252,7 +255,7 @@ impl Store {
         let queued = self.log.append(sequence, body, rows);
         self.note_effects(&effects, &mut sequencer.freed);
         drop(sequencer);
-        if queued == 1 || queued == LOG_TRANSACTIONS {
+        if queued == 1 || queued == self.log_transactions.load(Ordering::Relaxed) {
             self.wake_service();
         }
         self.counters.committed();
@@ -297,6 +300,11 @@ impl Store {
     /// As [`Store::sync_to`].
     pub fn sync(&self) -> Result<(), StoreError> {
         self.sync_to(self.last_sequence())
+    }
+
+    /// Stops all writing until the store is opened anew, because of something that happened above.
+    pub fn stop_writing(&self, reason: &str) {
+        self.poison(reason);
     }
 
     /// Stops all writing until the store is opened anew.

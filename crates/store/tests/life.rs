@@ -151,7 +151,7 @@ fn filled_to_the_brim_and_emptied_again() {
     let mut inode = 10;
     loop {
         let data = noise(&rng, 2 << 20);
-        match store.reserve(data.len() as u64) {
+        match store.reserve(data.len() as u64, 0) {
             Ok(_room) => {
                 write(&store, InodeId(inode), &data).unwrap();
                 stored += data.len() as u64;
@@ -168,7 +168,7 @@ fn filled_to_the_brim_and_emptied_again() {
     }
     store.seal_all_and_checkpoint();
     assert_eq!(store.space_report().unwrap().data_bytes, 0);
-    let room = store.reserve(150 << 20).unwrap();
+    let room = store.reserve(150 << 20, 0).unwrap();
     drop(room);
     assert_sound(&store);
 }

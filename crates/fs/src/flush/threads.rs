@@ -53,7 +53,7 @@ fn run(fs: &Fs, stop: &AtomicBool) {
             let mut wanted = fs.work.0.lock();
             if !*wanted {
                 // With nothing dirty there is nothing to wait for but a signal.
-                if fs.dirty_bytes() == 0 {
+                if fs.dirty_bytes() == 0 && !fs.attributes_wait.load(Ordering::Acquire) {
                     fs.work.1.wait(&mut wanted);
                 } else {
                     fs.work.1.wait_for(&mut wanted, fs.options.settle / 2);
@@ -86,12 +86,13 @@ impl Fs {
     /// # Errors
     /// When something could not be stored.
     pub fn flush_ready(&self) -> Result<(), crate::FsError> {
+        // Whoever is not ready yet says so again below.
+        self.attributes_wait.store(false, Ordering::Release);
         let now = self.clock.elapsed();
         let short = self.dirty_bytes() * 2 > self.options.dirty_bytes_max;
-        let ready: Vec<Arc<Node>> = self
-            .nodes
-            .dirty()
-            .into_iter()
+        let dirty = self.nodes.dirty();
+        let ready: Vec<Arc<Node>> = dirty
+            .iter()
             .filter(|node| {
                 let state = node.state.read();
                 let settled = now.saturating_sub(state.written) >= self.options.settle
@@ -100,7 +101,11 @@ impl Fs {
             })
             // Somebody is at it already.
             .filter(|node| node.flushing.try_lock().is_some())
+            .cloned()
             .collect();
+        if ready.len() < dirty.len() {
+            self.attributes_wait.store(true, Ordering::Release);
+        }
         self.flush_nodes(&ready)
     }
 }

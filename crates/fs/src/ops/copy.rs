@@ -102,6 +102,7 @@ impl Fs {
             }
         }
         self.count_waiting(older.waiting_bytes(), state.overlay.waiting_bytes());
+        state.fit_promise(&self.store, None);
         Ok(length)
     }
 

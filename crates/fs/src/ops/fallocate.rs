@@ -35,7 +35,7 @@ impl Fs {
             return Err(FsError::Invalid);
         }
         match mode {
-            0 | KEEP_SIZE => drop(self.store.reserve(length)?),
+            0 | KEEP_SIZE => drop(self.reserve(length, self.soft_reserve_bytes())?),
             ZERO_RANGE => self.clear(&node, offset, end)?,
             m if m == PUNCH_HOLE | KEEP_SIZE || m == ZERO_RANGE | KEEP_SIZE => {
                 self.clear(&node, offset, end)?;
@@ -90,6 +90,7 @@ impl Fs {
                 }
             }
             self.count_waiting(waiting, state.overlay.waiting_bytes());
+            state.fit_promise(&self.store, None);
             if step == to {
                 return Ok(());
             }
@@ -108,7 +109,6 @@ impl Fs {
         let now = self.now();
         state.inode.mtime = now;
         state.inode.ctime = now;
-        state.attributes_dirty = true;
-        self.wake_flusher();
+        self.keep_for_later(state);
     }
 }

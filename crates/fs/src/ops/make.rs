@@ -48,7 +48,7 @@ impl Fs {
         name::check_new(name)?;
         let directory = self.directory(parent)?;
         self.store.check_writable()?;
-        self.store.admit_metadata()?;
+        self.admit_new()?;
         let id = self.store.new_inode_id()?;
         let mut locked = Locked::new(&[&directory]);
         // A directory that was removed meanwhile takes no new names.
@@ -100,7 +100,7 @@ impl Fs {
     pub fn tmpfile(&self, parent: InodeId, options: &MakeOptions) -> Result<Attributes, FsError> {
         let directory = self.directory(parent)?;
         self.store.check_writable()?;
-        self.store.admit_metadata()?;
+        self.admit_new()?;
         let id = self.store.new_inode_id()?;
         let above = directory.state.read().inode;
         // A directory that was removed takes nothing new.
@@ -125,6 +125,15 @@ impl Fs {
         self.nodes.looked_up(id);
         self.nodes.insert(Arc::new(Node::new(id, child)));
         Ok(made)
+    }
+
+    /// Refuses new files when the room that is left is kept for bytes on their way.
+    fn admit_new(&self) -> Result<(), FsError> {
+        self.store.admit_metadata()?;
+        if self.nearly_full() {
+            drop(self.reserve(0, self.soft_reserve_bytes())?);
+        }
+        Ok(())
     }
 
     fn new_inode<'k>(

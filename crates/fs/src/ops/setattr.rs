@@ -62,7 +62,7 @@ impl Fs {
         // Times that a writeback cache sends along with every file are kept until something else is stored.
         let only_times = others.permissions.is_none() && others.uid.is_none() && others.gid.is_none();
         if only_times && state.is_dirty() {
-            state.attributes_dirty = true;
+            self.keep_for_later(&mut state);
             return Ok(attributes(id, &state));
         }
         match self.commit(vec![Self::put_inode(id, &state)]) {
@@ -123,9 +123,7 @@ impl Fs {
             }
         }
         self.count_waiting(waiting, state.overlay.waiting_bytes());
-        if state.overlay.new_bytes() == 0 {
-            state.promised = None;
-        }
+        state.fit_promise(&self.store, None);
         if !at_once {
             let released = self.store.finish_truncation(id, size, state.orphan)?;
             state.inode.allocated = state.inode.allocated.saturating_add_signed(released);
@@ -142,7 +140,7 @@ impl Fs {
         state.inode.ctime = now;
         // While bytes are only here the metadata cannot claim the new length; it will with them.
         if state.overlay.new_bytes() > 0 {
-            state.attributes_dirty = true;
+            self.keep_for_later(state);
             return Ok(());
         }
         match self.commit(vec![Self::put_inode(node.id, state)]) {

@@ -31,6 +31,7 @@ impl Fs {
     /// None so far.
     pub fn statfs(&self) -> Result<Statistics, FsError> {
         let (total, free) = self.store.capacity();
+        let free = free.saturating_sub(self.soft_reserve_bytes());
         Ok(Statistics {
             block_bytes: BLOCK_BYTES as u32,
             blocks: total / BLOCK_BYTES as u64,

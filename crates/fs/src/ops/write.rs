@@ -7,6 +7,8 @@ use crate::handle::HandleId;
 use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
 use crate::overlay::Origin;
 use aegisfs_base::limits::FILE_BYTES_MAX;
+use aegisfs_store::{Reservation, StoreError};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Execution bit of the group, without which setgid means something else.
@@ -21,7 +23,8 @@ impl Fs {
         self.write_with(handle, offset, data, false)
     }
 
-    /// The same; `keep_times` for a kernel that writes back what it stamped itself.
+    /// The same; `cached` for a kernel that writes back what it took and stamped itself: such bytes may have
+    /// the room that is kept for them.
     ///
     /// # Errors
     /// As [`Fs::write`].
@@ -30,7 +33,7 @@ impl Fs {
         handle: HandleId,
         offset: u64,
         data: &[u8],
-        keep_times: bool,
+        cached: bool,
     ) -> Result<usize, FsError> {
         let node = self.handle_node(handle)?;
         if data.is_empty() {
@@ -40,7 +43,8 @@ impl Fs {
         let end = end.ok_or(FsError::TooLarge)?;
         self.store.check_writable()?;
         self.wait_for_memory(&node)?;
-        let promise = self.store.reserve(data.len() as u64)?;
+        let leave = if cached { 0 } else { self.soft_reserve_bytes() };
+        let promise = self.reserve(data.len() as u64, leave)?;
         let mut state = node.state.write();
         if !state.is_regular() {
             return Err(FsError::Invalid);
@@ -49,12 +53,9 @@ impl Fs {
         let before = state.overlay.waiting_bytes();
         let run = state.overlay.write(offset, data, Origin::New);
         self.count_waiting(before, state.overlay.waiting_bytes());
-        match &mut state.promised {
-            Some(promised) => promised.absorb(promise),
-            none => *none = Some(promise),
-        }
+        state.fit_promise(&self.store, Some(promise));
         state.inode.size = state.inode.size.max(end);
-        self.stamp(&mut state, keep_times);
+        self.stamp(&mut state, cached);
         if was_clean {
             state.dirty_since = state.written;
         }
@@ -79,6 +80,37 @@ impl Fs {
         }
         state.attributes_dirty = true;
         state.written = self.clock.elapsed();
+    }
+
+    /// Promises room. What waits in memory was promised its worst case; once it is stored the rest comes back.
+    pub(crate) fn reserve(&self, bytes: u64, leave: u64) -> Result<Reservation, FsError> {
+        match self.store.reserve(bytes, leave) {
+            Err(StoreError::NoSpace { .. }) if self.dirty_bytes() > 0 => {
+                self.flush_all()?;
+                Ok(self.store.reserve(bytes, leave)?)
+            }
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// Room that only a kernel's writeback cache may have.
+    pub(crate) fn soft_reserve_bytes(&self) -> u64 {
+        self.options.soft_reserve_bytes
+    }
+
+    /// Whether so little room is left that writers should hear of it at once.
+    pub fn nearly_full(&self) -> bool {
+        let kept = self.soft_reserve_bytes();
+        kept > 0 && self.store.free_bytes() < kept
+    }
+
+    /// Attributes that go to the store with what else the file has for it, or soon by themselves.
+    pub(crate) fn keep_for_later(&self, state: &mut NodeState) {
+        state.attributes_dirty = true;
+        state.written = self.clock.elapsed();
+        if !self.attributes_wait.swap(true, Ordering::AcqRel) {
+            self.wake_flusher();
+        }
     }
 
     /// Holds a writer while too many bytes wait in memory.

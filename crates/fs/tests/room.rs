@@ -1,0 +1,158 @@
+//! Room: what is promised comes back, and a file may be as long as the device has room for it.
+
+mod stage;
+
+use aegisfs_base::{Rng, SeededRng};
+use aegisfs_fs::{Changes, Flusher, Fs, FsError, FsOptions, HandleId};
+use aegisfs_store::StoreError;
+use stage::{World, create};
+use std::sync::Arc;
+
+const STEP: usize = 1 << 20;
+const DEVICE_BYTES: u64 = 128 << 20;
+
+/// Slots as large as they are in use, or nearly.
+fn large() -> World {
+    World::sized(DEVICE_BYTES, 2 << 20)
+}
+
+fn streaming(world: &World) -> (Arc<Fs>, Flusher) {
+    let fs = Arc::new(world.mount_with(FsOptions { dirty_bytes_max: 8 << 20, ..FsOptions::default() }));
+    let flusher = Flusher::start(Arc::clone(&fs), 2).unwrap();
+    (fs, flusher)
+}
+
+/// Bytes of a step: a few that are new, the rest all alike.
+fn compressible(step: u64) -> Vec<u8> {
+    let mut data = vec![step as u8; STEP];
+    data.chunks_mut(4096).enumerate().for_each(|(n, block)| {
+        block[..16].copy_from_slice(&(u128::from(step) << 32 | n as u128).to_le_bytes());
+    });
+    data
+}
+
+fn read_back(fs: &Fs, handle: HandleId, step: u64) -> Vec<u8> {
+    let mut found = vec![0; STEP];
+    assert_eq!(fs.read(handle, step * STEP as u64, &mut found).unwrap(), STEP);
+    found
+}
+
+// Room promised for a file was given back only when all of it was stored, so a stream that went on ran out of
+// room on a device that was nearly empty.
+#[test]
+fn a_stream_three_times_as_long_as_the_device_fits_when_it_compresses() {
+    let world = large();
+    let (fs, flusher) = streaming(&world);
+    let (_, handle) = create(&fs, b"stream");
+    for step in 0..3 * DEVICE_BYTES / STEP as u64 {
+        assert_eq!(fs.write(handle, step * STEP as u64, &compressible(step)).unwrap(), STEP);
+    }
+    fs.fsync(handle).unwrap();
+    for step in [0, 7, 100, 383] {
+        assert!(read_back(&fs, handle, step) == compressible(step), "step {step}");
+    }
+    drop(flusher);
+}
+
+#[test]
+fn random_bytes_fill_nearly_all_that_was_free_and_the_rest_is_refused() {
+    let world = large();
+    let (fs, flusher) = streaming(&world);
+    let (id, handle) = create(&fs, b"random");
+    let free = fs.store().free_bytes();
+    let rng = SeededRng::new(9);
+    let mut data = vec![0; STEP];
+    let mut steps = 0u64;
+    let refusal = loop {
+        rng.fill(&mut data);
+        match fs.write(handle, steps * STEP as u64, &data) {
+            Ok(_) => steps += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert!(matches!(refusal, FsError::Store(StoreError::NoSpace { .. })), "{refusal}");
+    assert!(steps * STEP as u64 * 100 >= free * 93, "{steps} MiB of {free} bytes");
+    // What was taken is all there, and what is deleted comes back.
+    fs.fsync(handle).unwrap();
+    assert_eq!(fs.getattr(id).unwrap().inode.size, steps * STEP as u64);
+    assert_eq!(read_back(&fs, handle, steps - 1).len(), STEP);
+    fs.setattr(id, &Changes { size: Some(0), ..Changes::default() }).unwrap();
+    for step in 0..steps * 9 / 10 {
+        rng.fill(&mut data);
+        fs.write(handle, step * STEP as u64, &data).unwrap();
+    }
+    fs.fsync(handle).unwrap();
+    drop(flusher);
+}
+
+// Bytes that the log holds still need a row: their promise went with a truncation, and with a remount.
+#[test]
+fn logged_bytes_keep_their_promise_until_they_lie_in_rows() {
+    let world = large();
+    let promised = |fs: &Fs, empty: u64| empty - fs.store().free_bytes();
+    {
+        let fs = world.mount();
+        let empty = fs.store().free_bytes();
+        let (id, handle) = create(&fs, b"small");
+        fs.write(handle, 0, &[7; 30_000]).unwrap();
+        fs.fsync(handle).unwrap();
+        assert!(promised(&fs, empty) >= 30_000);
+        fs.setattr(id, &Changes { size: Some(20_000), ..Changes::default() }).unwrap();
+        assert!((20_000..30_000).contains(&promised(&fs, empty)));
+        fs.store().sync().unwrap();
+    }
+    let fs = world.mount();
+    assert_eq!(fs.dirty_bytes(), 20_000);
+    assert!(fs.store().promised_bytes() >= 20_000);
+    fs.flush_all().unwrap();
+    assert_eq!((fs.dirty_bytes(), fs.store().promised_bytes()), (0, 0));
+}
+
+#[test]
+fn bytes_over_bytes_that_still_wait_need_no_more_room() {
+    let world = large();
+    let fs = world.mount();
+    let (_, handle) = create(&fs, b"often");
+    fs.write(handle, 0, &[1; 40_000]).unwrap();
+    let promised = fs.store().promised_bytes();
+    for n in 0..50 {
+        fs.write(handle, 100, &[n; 30_000]).unwrap();
+    }
+    // They may stand in two runs now, which costs a few bytes more.
+    assert!(fs.store().promised_bytes() < promised + 1000);
+}
+
+#[test]
+fn the_room_kept_for_cached_writes_is_refused_to_others() {
+    let world = large();
+    let kept = 6 << 20;
+    let fs =
+        world.mount_with(FsOptions { background: false, soft_reserve_bytes: kept, ..FsOptions::default() });
+    let (_, handle) = create(&fs, b"cached");
+    let rng = SeededRng::new(3);
+    let mut data = vec![0; STEP];
+    let mut offset = 0;
+    loop {
+        rng.fill(&mut data);
+        match fs.write(handle, offset, &data) {
+            Ok(count) => offset += count as u64,
+            Err(FsError::Store(StoreError::NoSpace { .. })) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    fs.fsync(handle).unwrap();
+    let free = fs.store().free_bytes();
+    assert!((kept..kept + 3 * STEP as u64).contains(&free), "{free} bytes are left");
+    // A cached write may still have it; then nothing new is made, until something goes.
+    fs.write_with(handle, offset, &data, true).unwrap();
+    fs.write_with(handle, offset + STEP as u64, &data, true).unwrap();
+    fs.fsync(handle).unwrap();
+    assert!(fs.nearly_full());
+    assert_eq!(fs.statfs().unwrap().blocks_free, 0);
+    let refused = fs.create(aegisfs_fs::ROOT, b"another", &Default::default()).map(drop);
+    assert!(matches!(refused, Err(FsError::Store(StoreError::NoSpace { .. }))), "{refused:?}");
+    fs.unlink(aegisfs_fs::ROOT, b"cached").unwrap();
+    fs.release(handle).unwrap();
+    let found = fs.peek(aegisfs_fs::ROOT, b"cached").map(drop);
+    assert!(matches!(found, Err(FsError::NotFound)));
+}
