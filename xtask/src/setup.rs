@@ -17,11 +17,12 @@ pub(crate) struct Tool {
 }
 
 /// For every stage. The C compiler builds zstd.
-const PACKAGES: [Package; 11] = [
+const PACKAGES: [Package; 12] = [
     Package { program: "cc", package: "gcc" },
     Package { program: "git", package: "git" },
     Package { program: "fio", package: "fio" },
     Package { program: "rsync", package: "rsync" },
+    Package { program: "python3", package: "python3" },
     Package { program: "fuser", package: "psmisc" },
     Package { program: "setfattr", package: "attr" },
     Package { program: "setfacl", package: "acl" },

@@ -1,29 +1,72 @@
 //! `soak`: the crash tests with many more points than an ordinary run has time for.
 
 use crate::shell;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+use std::time::Instant;
 
-/// Points per history when none are given; with the histories there are, some 100,000 in all.
-const POINTS: &str = "4000";
+/// Points per history when none are given; with the histories there are, more than [`TOTAL_MIN`] in all.
+const POINTS: &str = "4400";
+/// Points in all that a run without an argument must reach.
+const TOTAL_MIN: u64 = 100_000;
+/// How a suite begins the line in which it tells its points.
+const MARK: &str = "crash points: ";
 
 /// Runs the simulator's tests, optimised, with so many points per history.
 pub(crate) fn run(points: Option<&str>) -> Result<()> {
-    let points = points.unwrap_or(POINTS);
-    points.parse::<u64>().context("the number of points is not a number")?;
-    println!("soak: {points} points per history");
-    let status = shell::command(&[
-        "cargo",
-        "test",
-        "--release",
-        "--package",
-        "aegisfs-sim",
-        "--",
-        "--nocapture",
-        "--test-threads",
-        "2",
-    ])
-    .env("AEGISFS_SIM_POINTS", points)
-    .status()?;
-    anyhow::ensure!(status.success(), "the simulator's tests failed: {status}");
+    let wanted = points.unwrap_or(POINTS);
+    wanted.parse::<u64>().context("the number of points is not a number")?;
+    println!("soak: up to {wanted} points per history");
+    let line = ["cargo", "test", "--release", "--package", "aegisfs-sim", "--no-fail-fast"];
+    let line = [&line[..], &["--", "--nocapture", "--test-threads", "2"]].concat();
+    let start = Instant::now();
+    let mut child = shell::command(&line).env("AEGISFS_SIM_POINTS", wanted).stdout(Stdio::piped()).spawn()?;
+    let suites = pass_on(child.stdout.take().context("cargo has no output")?)?;
+    let status = child.wait()?;
+    let total: u64 = suites.iter().map(|(_, points)| points).sum();
+    for (suite, points) in &suites {
+        println!("{points:>9}  {suite}");
+    }
+    println!("{total:>9}  crash points in {} suites and {} s", suites.len(), start.elapsed().as_secs());
+    ensure!(status.success(), "the simulator's tests failed: {status}");
+    ensure!(points.is_some() || total >= TOTAL_MIN, "{total} points are fewer than {TOTAL_MIN}");
     Ok(())
+}
+
+/// Shows the tests' output, and keeps what the suites tell.
+fn pass_on(output: impl Read) -> Result<Vec<(String, u64)>> {
+    let mut suites = Vec::new();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        suites.extend(read_count(&line));
+    }
+    Ok(suites)
+}
+
+/// The suite and its points. The runner may have begun the line with the test's name.
+fn read_count(line: &str) -> Option<(String, u64)> {
+    let (_, told) = line.split_once(MARK)?;
+    let (suite, points) = told.rsplit_once(": ")?;
+    Some((suite.to_owned(), points.trim().parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_wherever_they_stand_in_a_line() {
+        let cases = [
+            ("crash points: lives on one device: 2000", Some(("lives on one device", 2000))),
+            ("test members::x ... crash points: a: b: 7", Some(("a: b", 7))),
+            ("crash points: none", None),
+            ("test members::x ... ok", None),
+        ];
+        for (line, expected) in cases {
+            let expected = expected.map(|(suite, points)| (suite.to_owned(), points));
+            assert_eq!(read_count(line), expected, "{line}");
+        }
+    }
 }

@@ -33,7 +33,7 @@ pub(crate) enum Command {
     },
     /// What is mounted, and how it is doing.
     Status {
-        /// A mount point or device; all mounts when not given.
+        /// A mount point, device, LABEL= or UUID=; all mounts when not given.
         target: Option<PathBuf>,
     },
     /// Where the space is.
@@ -50,7 +50,7 @@ pub(crate) enum Command {
     /// Verify everything on a device that is not mounted.
     #[command(visible_alias = "fsck")]
     Check {
-        /// The device or image file.
+        /// The device or image file, LABEL= or UUID=.
         device: PathBuf,
     },
 }
@@ -86,16 +86,23 @@ pub(crate) struct MountArgs {
     /// Stay in the foreground and serve from there.
     #[arg(long, short = 'f')]
     pub(crate) foreground: bool,
-    /// The device, partition or image file.
+    /// Read the settings from this file instead of /etc/aegisfs/aegisfs.toml.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// A setting for this mount, such as log.sync_interval_ms=200.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+    /// The device, partition or image file, LABEL= or UUID=; for -o remount it may be left out.
     pub(crate) device: PathBuf,
     /// The directory to mount on.
-    pub(crate) mount: PathBuf,
+    pub(crate) mount: Option<PathBuf>,
 }
 
 /// Arguments of `umount`.
 #[derive(Debug, Args)]
 pub(crate) struct UmountArgs {
-    /// Detach at once and let those who still use it finish.
+    /// Take the mount point away at once, also when it is busy. Whoever uses it goes on; the filesystem ends,
+    /// and everything is on the device, when the last of them is done. This command does not wait for that.
     #[arg(long, short = 'l')]
     pub(crate) lazy: bool,
     /// The mount point.

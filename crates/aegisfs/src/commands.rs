@@ -3,14 +3,24 @@
 pub(crate) mod check;
 pub(crate) mod format;
 pub(crate) mod mount;
+mod remount;
 mod status;
 mod sync;
 mod umount;
 mod usage;
 
 use crate::cli::{Cli, Command};
-use crate::failure::Failure;
+use crate::control;
+use crate::failure::{Exit, Failure};
 use std::process::ExitCode;
+
+/// Leads to the daemon of a mount.
+pub(crate) fn living(mount: &std::path::Path) -> Result<control::Client, Failure> {
+    control::find(Some(mount)).pop().ok_or_else(|| {
+        let message = format!("{} is not an AegisFS mount with a living daemon", mount.display());
+        Failure::new("E_NOT_FOUND", Exit::NotFound, message)
+    })
+}
 
 /// Serves the null filesystem until it is unmounted.
 fn null_mount(mount: &std::path::Path) -> Result<ExitCode, Failure> {

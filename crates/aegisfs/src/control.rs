@@ -4,5 +4,5 @@ mod client;
 mod http;
 mod server;
 
-pub(crate) use client::find;
+pub(crate) use client::{Client, find};
 pub(crate) use server::{Server, Service};

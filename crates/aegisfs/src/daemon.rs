@@ -3,11 +3,12 @@
 use crate::control::{Server, Service};
 use crate::failure::{Exit, Failure};
 use crate::mount_options::Options;
-use crate::{devices, places};
+use crate::settings::Settings;
+use crate::{devices, output, panics, places};
 use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_fs::{Flusher, Fs, FsOptions};
-use aegisfs_fuse::{FsFace, Mount, Session, SessionOptions};
-use aegisfs_store::{Intervals, Store, StoreOptions};
+use aegisfs_fuse::{FsFace, Mount, MountEntry, Session, SessionOptions};
+use aegisfs_store::{Store, StoreOptions};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const FLUSHERS: usize = 2;
 /// How far the kernel reads ahead.
 const READ_AHEAD_KIB: u32 = 2048;
+/// How many written bytes the kernel may hold of a mount: what a crash can take of files that nobody synced.
+const KERNEL_DIRTY_BYTES_MAX: u64 = 64 << 20;
 /// Less likely than others to be killed when memory runs out.
 const OOM_SCORE: &str = "-500";
 
@@ -28,7 +31,37 @@ struct Daemon {
     device: PathBuf,
     mount: PathBuf,
     log: PathBuf,
+    settings: Settings,
+    /// The mount's device number; another mount may come to be on the same directory.
+    number: Option<String>,
     read_only: bool,
+}
+
+impl Daemon {
+    /// What concerns the mount and the settings.
+    fn describe_mount(&self) -> Value {
+        let entry = aegisfs_fuse::find_mount(&self.mount);
+        let entry = entry.filter(|entry| self.number.as_ref() == Some(&entry.number));
+        let read_only =
+            self.store.check_writable().is_err() || entry.as_ref().is_some_and(MountEntry::read_only);
+        let reason = self.store.read_only_reason();
+        let mut answer = json!({
+            "attached": entry.is_some(),
+            "read_only": read_only,
+            "opened_read_only": self.read_only,
+            "read_only_reason": reason,
+            "poisoned": reason.filter(|_| !self.read_only),
+            "mount_options": entry.map(|entry| entry.options),
+            "settings": self.settings.describe(),
+        });
+        output::put_path(&mut answer, "device", &self.device);
+        output::put_path(&mut answer, "mount", &self.mount);
+        output::put_path(&mut answer, "log", &self.log);
+        if let Some(file) = self.settings.file() {
+            output::put_path(&mut answer, "config", file);
+        }
+        answer
+    }
 }
 
 impl Service for Daemon {
@@ -41,15 +74,10 @@ impl Service for Daemon {
         let (flushes, flushed, log_bytes) = self.store.log_counts();
         let (hits, misses) = self.store.cache_counts();
         let (handles, nodes) = self.fs.open_counts();
-        json!({
+        let mut answer = json!({
             "pid": std::process::id(),
-            "device": self.device,
-            "mount": self.mount,
-            "log": self.log,
             "pool": superblock.pool.to_string(),
             "label": superblock.label,
-            "read_only": self.read_only,
-            "read_only_reason": self.store.read_only_reason(),
             "dirty_bytes": self.fs.dirty_bytes(),
             "open_handles": handles,
             "inodes_in_memory": nodes,
@@ -60,7 +88,11 @@ impl Service for Daemon {
             "log_bytes_written": log_bytes,
             "chunk_cache": { "hits": hits, "misses": misses },
             "metadata_pages_healed": self.store.pages_healed(),
-        })
+        });
+        if let (Value::Object(all), Value::Object(mount)) = (&mut answer, self.describe_mount()) {
+            all.extend(mount);
+        }
+        answer
     }
 
     fn usage(&self) -> Result<Value, String> {
@@ -82,6 +114,11 @@ impl Service for Daemon {
     fn sync(&self) -> Result<(), String> {
         self.fs.sync().map_err(|error| error.to_string())
     }
+
+    fn checkpoint(&self) -> Result<(), String> {
+        self.sync()?;
+        self.store.checkpoint().map_err(|error| error.to_string())
+    }
 }
 
 /// What is running for a mount, in the order in which it ends.
@@ -100,28 +137,33 @@ pub(crate) fn run(
     device: &Path,
     mount: &Path,
     options: &Options,
+    settings: Settings,
     log: &Path,
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
-    let running = start(device, mount, options, log)?;
+    let running = start(device, mount, options, settings, log)?;
     let signals = watch_signals(&running.daemon)?;
     ready();
     tracing::info!(mount = %mount.display(), "mounted");
-    while !running.daemon.session.ended() {
-        std::thread::park_timeout(std::time::Duration::from_secs(1));
-    }
+    running.daemon.session.wait();
     signals.close();
     finish(running)
 }
 
-fn start(device: &Path, mount: &Path, options: &Options, log: &Path) -> Result<Running, Failure> {
+fn start(
+    device: &Path,
+    mount: &Path,
+    options: &Options,
+    mut settings: Settings,
+    log: &Path,
+) -> Result<Running, Failure> {
     let read_only = options.kernel.read_only;
     let (pool, opening) = devices::open_pool(device, read_only, options.degraded)?;
     if opening.dirty {
         tracing::info!("it was not unmounted the last time; the log is replayed");
     }
     let clock = Arc::new(SystemClock::default());
-    let store_options = StoreOptions { read_only, ..StoreOptions::default() };
+    let store_options = StoreOptions { read_only, ..settings.store_options() };
     let uuid = pool.uuid().to_string();
     let (store, recovered) = aegisfs_store::open(pool, &store_options, clock, &SystemRng::new()?)?;
     tracing::info!(?recovered, "opened");
@@ -129,23 +171,23 @@ fn start(device: &Path, mount: &Path, options: &Options, log: &Path) -> Result<R
         tracing::error!(reason, "it can only be read");
     }
     let store = Arc::new(store);
+    panics::guard(&store);
     let writable = store.check_writable().is_ok();
-    let fs =
-        Arc::new(Fs::mount(Arc::clone(&store), FsOptions { background: writable, ..FsOptions::default() })?);
+    let fs_options = FsOptions { background: writable, ..settings.fs_options() };
+    let fs = Arc::new(Fs::mount(Arc::clone(&store), fs_options)?);
     let service = writable
-        .then(|| aegisfs_store::Service::start(Arc::clone(&store), Intervals::default()))
+        .then(|| aegisfs_store::Service::start(Arc::clone(&store), settings.intervals()))
         .transpose()?;
     let flusher = writable.then(|| Flusher::start(Arc::clone(&fs), FLUSHERS)).transpose()?;
     let mut kernel = options.kernel.clone();
     kernel.read_only = !writable;
     let (mounted, connection) = Mount::new(mount, &kernel)?;
-    let session_options = SessionOptions { writeback: options.writeback, ..SessionOptions::default() };
+    let writeback = settings.writeback(options.writeback);
+    let session_options = SessionOptions { writeback, ..SessionOptions::default() };
     let session = Session::start(connection, FsFace::new(Arc::clone(&fs)), session_options)?;
     // The first request waits for the negotiation; an answer means that the mount is alive.
     std::fs::metadata(mount)?;
-    if let Err(error) = mounted.set_read_ahead(READ_AHEAD_KIB) {
-        tracing::warn!(%error, "the kernel's read-ahead stays as it is");
-    }
+    settle_kernel(&mounted, writeback && writable);
     let daemon = Arc::new(Daemon {
         fs,
         store,
@@ -153,10 +195,25 @@ fn start(device: &Path, mount: &Path, options: &Options, log: &Path) -> Result<R
         device: std::fs::canonicalize(device)?,
         mount: mount.to_owned(),
         log: log.to_owned(),
+        settings,
+        number: aegisfs_fuse::find_mount(mount).map(|entry| entry.number),
         read_only: !writable,
     });
     let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
     Ok(Running { server, flusher, service, daemon })
+}
+
+/// What only root can set of a mount, after it is made.
+fn settle_kernel(mounted: &Mount, bound: bool) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    if let Err(error) = mounted.set_read_ahead(READ_AHEAD_KIB) {
+        tracing::warn!(%error, "the kernel's read-ahead stays as it is");
+    }
+    if bound && let Err(error) = mounted.set_dirty_bytes_max(KERNEL_DIRTY_BYTES_MAX) {
+        tracing::warn!(%error, "the kernel may hold as many written bytes as it likes");
+    }
 }
 
 /// Ends in order: no more requests, everything written out, one last checkpoint.
@@ -230,5 +287,6 @@ pub(crate) fn settle_process(log: &Path) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("AEGISFS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(file).init();
+    panics::log();
     Ok(())
 }

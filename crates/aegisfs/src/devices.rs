@@ -1,19 +1,51 @@
 //! Devices as the command line names them.
 
+mod tags;
+
+use crate::control;
 use crate::failure::{Exit, Failure};
-use aegisfs_device::{Device, OpenOptions};
+use aegisfs_device::{Device, InUse, OpenOptions};
 use aegisfs_pool::{Opening, Pool};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+pub(crate) use tags::{is_tag, remember, resolve};
 
 /// How long a command waits for another one to let go of a device.
-pub(crate) const WAIT: Duration = Duration::from_secs(30);
+const WAIT: Duration = Duration::from_secs(30);
+/// How often it looks.
+const WAIT_STEP: Duration = Duration::from_millis(50);
 
 /// Opens a device, waiting for whoever has just been told to let go of it.
 pub(crate) fn open(path: &Path, read_only: bool) -> Result<Arc<dyn Device>, Failure> {
+    refuse_mounted(path, read_only)?;
     let options = OpenOptions { read_only, wait: WAIT, ..OpenOptions::default() };
     Ok(aegisfs_device::open(path, &options)?)
+}
+
+/// What is mounted will not be let go of: no use to wait.
+fn refuse_mounted(path: &Path, read_only: bool) -> Result<(), Failure> {
+    for client in control::find(Some(path)) {
+        // Any number may read what nobody writes.
+        let shared = read_only && client.status["opened_read_only"] == true;
+        if client.status["attached"] == true && !shared {
+            let mount = client.status["mount"].as_str().unwrap_or_default();
+            let message = format!("{} is mounted on {mount}", path.display());
+            return Err(Failure::new("E_BUSY", Exit::Busy, message).hint("unmount it first"));
+        }
+    }
+    Ok(())
+}
+
+/// Who uses a device for something else, once a daemon that is ending has had time to do so.
+pub(crate) fn in_use(path: &Path) -> Result<Option<InUse>, Failure> {
+    let started = Instant::now();
+    loop {
+        match aegisfs_device::in_use(path)? {
+            Some(InUse::Held) if started.elapsed() < WAIT => std::thread::sleep(WAIT_STEP),
+            answer => return Ok(answer),
+        }
+    }
 }
 
 /// Opens the pool that a device belongs to.

@@ -127,6 +127,15 @@ impl From<aegisfs_fuse::MountError> for Failure {
         let message = error.to_string();
         match error {
             E::NotRoot => Self::new("E_NOT_ROOT", Exit::Permission, message),
+            E::HelperMissing => Self::new("E_NO_HELPER", Exit::Failed, message)
+                .hint("install the package fuse3, or mount as root"),
+            E::Remount { source, path } if source.raw_os_error() == Some(16) => {
+                let message = format!(
+                    "{} is busy: something is open for writing, or removed and in use",
+                    path.display()
+                );
+                Self::new("E_BUSY", Exit::Busy, message)
+            }
             E::Unmount { source, .. } if source.raw_os_error() == Some(16) => {
                 Self::new("E_BUSY", Exit::Busy, message)
             }

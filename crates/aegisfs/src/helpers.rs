@@ -14,7 +14,7 @@ const FSCK_LEFT: u8 = 4;
 const FSCK_FAILED: u8 = 8;
 const FSCK_USAGE: u8 = 16;
 
-/// `mount.aegisfs DEVICE MNT [-sfnv] [-o OPTIONS]`.
+/// `mount.aegisfs DEVICE MNT [-sfnv] [-o OPTIONS]`; with `-o remount` the device says nothing.
 pub(crate) fn mount() -> ExitCode {
     let mut options = Vec::new();
     let mut places = Vec::new();
@@ -41,9 +41,16 @@ pub(crate) fn mount() -> ExitCode {
     if fake {
         return ExitCode::SUCCESS;
     }
-    let args = MountArgs { options, foreground: false, device: device.clone(), mount: mount.clone() };
-    match commands::mount::run(&args, true) {
-        Ok(code) => code,
+    let args = MountArgs {
+        options,
+        foreground: false,
+        config: None,
+        settings: Vec::new(),
+        device: device.clone(),
+        mount: Some(mount.clone()),
+    };
+    match commands::mount::mount(&args) {
+        Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
             failure_line("mount.aegisfs", &failure);
             if failure.exit == Exit::Usage { MOUNT_USAGE.into() } else { MOUNT_FAILED.into() }

@@ -54,33 +54,70 @@ pub enum Edge {
 #[cfg(feature = "sabotage")]
 mod active {
     use super::Edge;
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
 
     thread_local! {
-        static REMOVED: Cell<Option<Edge>> = const { Cell::new(None) };
+        /// One bit for each safeguard.
+        static REMOVED: Cell<u64> = const { Cell::new(0) };
+        static LATE: RefCell<Vec<Box<dyn FnOnce()>>> = const { RefCell::new(Vec::new()) };
+    }
+
+    const fn bit(edge: Edge) -> u64 {
+        1 << edge as u64
     }
 
     /// Whether this thread's test took the safeguard out.
     pub fn removed(edge: Edge) -> bool {
-        REMOVED.get() == Some(edge)
+        REMOVED.get() & bit(edge) != 0
     }
 
-    /// Takes a safeguard out for this thread while `body` runs.
+    /// Takes a safeguard out for this thread while `body` runs. Calls may lie within each other: then all of
+    /// those safeguards are out.
     pub fn without<T>(edge: Edge, body: impl FnOnce() -> T) -> T {
-        struct Restore;
+        struct Restore(u64);
         impl Drop for Restore {
             fn drop(&mut self) {
-                REMOVED.set(None);
+                REMOVED.set(self.0);
+                // What was still to come died with the process that wanted it.
+                LATE.take();
             }
         }
-        let _restore = Restore;
-        REMOVED.set(Some(edge));
+        let before = REMOVED.get();
+        let _restore = Restore(before);
+        REMOVED.set(before | bit(edge));
         body()
+    }
+
+    /// Keeps work whose order a missing safeguard no longer ensures, for [`catch_up`].
+    pub fn later(work: impl FnOnce() + 'static) {
+        LATE.with_borrow_mut(|late| late.push(Box::new(work)));
+    }
+
+    /// Does what was put off, in its order.
+    pub fn catch_up() {
+        for work in LATE.take() {
+            work();
+        }
+    }
+
+    /// Drops what was put off: the process that wanted it is gone.
+    pub fn forget_late() {
+        LATE.take();
     }
 }
 
 #[cfg(feature = "sabotage")]
-pub use active::{removed, without};
+pub use active::{catch_up, forget_late, later, removed, without};
+
+/// Does what a missing safeguard put off; nothing in this build.
+#[cfg(not(feature = "sabotage"))]
+#[inline(always)]
+pub const fn catch_up() {}
+
+/// Keeps work for later; never asked in this build.
+#[cfg(not(feature = "sabotage"))]
+#[inline(always)]
+pub fn later(_work: impl FnOnce() + 'static) {}
 
 /// Whether a test took the safeguard out; never in this build.
 #[cfg(not(feature = "sabotage"))]

@@ -48,21 +48,22 @@ impl Compressor {
     /// # Panics
     /// When there are more plain bytes than a frame may have.
     pub fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Codec {
+        let (codec, stored) = self.shrink(plain).unwrap_or((Codec::Plain, plain));
+        out.extend_from_slice(stored);
+        codec
+    }
+
+    /// The stored form of `plain`, until the next call; none when it is stored as it is.
+    ///
+    /// # Panics
+    /// When there are more plain bytes than a frame may have.
+    pub fn shrink(&mut self, plain: &[u8]) -> Option<(Codec, &[u8])> {
         assert!(plain.len() <= FRAME_BYTES_MAX, "a frame of {} bytes", plain.len());
         if matches!(self.engine, Engine::None) || !worth_compressing(plain) {
-            out.extend_from_slice(plain);
-            return Codec::Plain;
+            return None;
         }
-        match self.try_compress(plain) {
-            Some((codec, length)) => {
-                out.extend_from_slice(&self.scratch[..length]);
-                codec
-            }
-            None => {
-                out.extend_from_slice(plain);
-                Codec::Plain
-            }
-        }
+        let (codec, length) = self.try_compress(plain)?;
+        Some((codec, &self.scratch[..length]))
     }
 
     /// Leaves the stored form in the scratch buffer, if there is one that is small enough.

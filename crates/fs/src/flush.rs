@@ -15,8 +15,8 @@ use aegisfs_format::value::Inode;
 use aegisfs_store::{Committed, Ingested, Piece, Reservation, StoreError};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
+use std::time::Duration;
 pub use threads::Flusher;
-pub(crate) use threads::RUN_BYTES_READY;
 
 /// Most files in one change; bounds the log record.
 const BATCH_FILES_MAX: usize = 256;
@@ -27,13 +27,28 @@ const BATCH_BYTES_MAX: u64 = 4 << 20;
 /// Most bytes of one file in one change: their chunks are described in it.
 const LEAVING_BYTES_MAX: u64 = 32 << 20;
 
+/// What of a file is to leave memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Portion {
+    /// All of it.
+    Whole,
+    /// A long stretch, but for the end of it: more is expected there, and chunks end where the content says.
+    Stream,
+}
+
 /// A file whose bytes are leaving; its `flushing` lock is held.
 struct Leaving<'n> {
     node: &'n Node,
     bytes: Arc<Overlay>,
+    portion: Portion,
     /// Whether more of the file waits for the next change.
     more: bool,
+    /// The length that the metadata has, as far as it still holds.
+    size_before: u64,
+    /// The file's length when the bytes are stored.
     size: u64,
+    /// When it was taken.
+    taken: Duration,
     /// Whether the file is so small that its content goes beside its inode: all of it is here.
     inline: bool,
     /// The last change that put bytes of this file into the log before they left.
@@ -56,7 +71,7 @@ impl Fs {
         mut flushing: MutexGuard<'n, ()>,
     ) -> Result<(), FsError> {
         loop {
-            let Some(leaving) = self.take_leaving(node, flushing) else {
+            let Some(leaving) = self.take_leaving(node, flushing, Portion::Whole) else {
                 return self.commit_attributes(node);
             };
             let more = leaving.more;
@@ -79,14 +94,29 @@ impl Fs {
         Ok(())
     }
 
-    fn take_leaving<'n>(&self, node: &'n Node, flushing: MutexGuard<'n, ()>) -> Option<Leaving<'n>> {
+    fn take_leaving<'n>(
+        &self,
+        node: &'n Node,
+        flushing: MutexGuard<'n, ()>,
+        portion: Portion,
+    ) -> Option<Leaving<'n>> {
         let mut state = node.state.write();
         if !state.overlay.needs_flush() || state.dead {
             return None;
         }
-        let bytes = Arc::new(state.overlay.take_first(BATCH_STRETCHES_MAX, LEAVING_BYTES_MAX));
+        let stretch = match portion {
+            Portion::Whole => None,
+            Portion::Stream => state.overlay.long_stretch(self.options.stream_bytes),
+        };
+        let (bytes, portion) = match stretch {
+            None => (state.overlay.take_first(BATCH_STRETCHES_MAX, LEAVING_BYTES_MAX), Portion::Whole),
+            Some((from, to)) => {
+                (state.overlay.take_range(from, to.min(from + LEAVING_BYTES_MAX)), Portion::Stream)
+            }
+        };
+        let bytes = Arc::new(bytes);
         state.leaving = Arc::clone(&bytes);
-        let more = state.overlay.needs_flush();
+        let more = portion == Portion::Stream || state.overlay.needs_flush();
         // The size waits for the bytes that have to wait themselves.
         let size = match more {
             true => state.committed_size.max(bytes.end()).min(state.inode.size),
@@ -99,9 +129,12 @@ impl Fs {
         Some(Leaving {
             node,
             bytes,
+            portion,
             more,
+            size_before: state.committed_size.min(state.inode.size),
             size,
-            inline: size <= INLINE_BYTES_MAX as u64 && whole && state.inode.allocated == 0,
+            taken: self.clock.elapsed(),
+            inline: size <= INLINE_BYTES_MAX as u64 && whole && state.inode.allocated == 0 && !state.outlined,
             pending: state.last_pending,
             promised,
             _flushing: flushing,
@@ -110,9 +143,9 @@ impl Fs {
 
     /// Stores the bytes of several files in one change.
     fn store_leaving(&self, mut files: Vec<Leaving<'_>>) -> Result<(), FsError> {
-        let mut outcome = self.try_store(&files, true);
+        let mut outcome = self.try_store(&mut files, true);
         if matches!(outcome, Err(FsError::Store(StoreError::StaleChunk { .. }))) {
-            outcome = self.try_store(&files, false);
+            outcome = self.try_store(&mut files, false);
         }
         if outcome.is_err() {
             for file in &mut files {
@@ -129,16 +162,17 @@ impl Fs {
         outcome
     }
 
-    fn try_store(&self, files: &[Leaving<'_>], trusting: bool) -> Result<(), FsError> {
-        let stretches: Vec<_> = files.iter().map(|file| file.bytes.stretches()).collect();
+    fn try_store(&self, files: &mut [Leaving<'_>], trusting: bool) -> Result<(), FsError> {
+        let bytes: Vec<_> = files.iter().map(|file| Arc::clone(&file.bytes)).collect();
         let mut pieces = Vec::new();
-        for (number, (file, stretches)) in files.iter().zip(&stretches).enumerate() {
-            if file.inline {
-                continue;
-            }
-            for (offset, data) in stretches {
-                pieces.push(Piece { file: number, offset: *offset, data });
-            }
+        for (number, (file, bytes)) in files.iter().zip(&bytes).enumerate().filter(|(_, (f, _))| !f.inline) {
+            let open = file.portion == Portion::Stream;
+            pieces.extend(bytes.stretches().into_iter().map(|(offset, slices)| Piece {
+                file: number,
+                offset,
+                slices,
+                open,
+            }));
         }
         let mut ingested = self.store.ingest(files.len(), &pieces, trusting)?;
         // Before any lock is taken: an earlier batch may be waiting for one of them.
@@ -146,39 +180,50 @@ impl Fs {
         // The locks are taken in ascending order, as everywhere.
         let mut states: Vec<_> = files.iter().map(|file| file.node.state.write()).collect();
         let mut ops = Vec::new();
+        // Where the bytes end that are stored now.
+        let ends: Vec<u64> = files.iter().zip(&ingested.left).map(|(f, left)| f.bytes.end() - left).collect();
         for (number, file) in files.iter().enumerate() {
             if states[number].dead {
                 continue;
             }
             let state = &states[number];
             if file.inline {
-                ops.extend(inline_ops(file, state, &stretches[number]));
+                ops.extend(inline_ops(file, state));
             } else {
-                ops.extend(extent_ops(file, state, &mut ingested, number));
+                ops.extend(extent_ops(file, state, &mut ingested, number, ends[number]));
             }
         }
         let committed = self.store.commit_ingested(HEAD, ingested, ops)?;
-        for (file, state) in files.iter().zip(&mut states) {
-            self.settle(file, state, &committed);
+        for ((file, state), end) in files.iter_mut().zip(&mut states).zip(ends) {
+            self.settle(file, state, &committed, end);
         }
         Ok(())
     }
 
-    /// After the change: the bytes are in the store now.
-    fn settle(&self, file: &Leaving<'_>, state: &mut NodeState, committed: &Committed) {
+    /// After the change: the bytes up to `end` are in the store now.
+    fn settle(&self, file: &mut Leaving<'_>, state: &mut NodeState, committed: &Committed, end: u64) {
         state.inode.inline = file.inline;
         let bytes = std::mem::take(&mut state.leaving);
-        state.committed_size = file.size;
+        let waiting = bytes.waiting_bytes() + state.overlay.waiting_bytes();
+        if end < bytes.end() {
+            // What is behind a stream is younger than what has left.
+            if state.overlay.start().is_none_or(|start| start >= end) {
+                state.dirty_since = file.taken;
+            }
+            state.overlay.put_under(bytes.tail(end));
+        }
+        state.committed_size = file.size_with(end);
         note_commit(file.node.id, state, committed);
         if file.inline {
             // Tiny files are kept whole in memory, since every write stores them whole.
             let mut kept = Overlay::default();
-            for (offset, data) in bytes.stretches() {
-                kept.write(offset, &data, crate::overlay::Origin::Inline);
+            for (offset, slices) in bytes.stretches() {
+                kept.write(offset, &slices.concat(), crate::overlay::Origin::Inline);
             }
             state.overlay.put_under(kept);
         }
-        self.count_waiting(bytes.waiting_bytes(), 0);
+        self.count_waiting(waiting, state.overlay.waiting_bytes());
+        state.fit_promise(&self.store, file.promised.take());
     }
 
     /// Makes a file durable: its bytes, its attributes, and every name that led to it before.
@@ -245,17 +290,21 @@ impl Fs {
     /// # Errors
     /// The first failure; the rest was tried all the same.
     pub fn flush_all(&self) -> Result<(), FsError> {
-        self.flush_nodes(&self.nodes.dirty())
+        let dirty = self.nodes.dirty();
+        self.flush_nodes(dirty.iter().map(|node| (&**node, Portion::Whole)))
     }
 
-    /// Writes out nodes, which are in ascending order of their numbers.
-    pub(crate) fn flush_nodes(&self, nodes: &[Arc<Node>]) -> Result<(), FsError> {
+    /// Writes out nodes, which come in ascending order of their numbers.
+    pub(crate) fn flush_nodes<'n>(
+        &self,
+        nodes: impl Iterator<Item = (&'n Node, Portion)>,
+    ) -> Result<(), FsError> {
         let mut outcome = Ok(());
         let mut batch: Vec<Leaving<'_>> = Vec::new();
         let (mut bytes, mut stretches) = (0, 0);
-        for node in nodes {
+        for (node, portion) in nodes {
             let mut more = false;
-            match self.take_leaving(node, node.flushing.lock()) {
+            match self.take_leaving(node, node.flushing.lock(), portion) {
                 Some(leaving) => {
                     let count = leaving.bytes.stretches().len();
                     if stretches + count > BATCH_STRETCHES_MAX {
@@ -264,7 +313,7 @@ impl Fs {
                     }
                     bytes += leaving.bytes.bytes();
                     stretches += count;
-                    more = leaving.more;
+                    more = leaving.more && leaving.portion == Portion::Whole;
                     batch.push(leaving);
                 }
                 None => outcome = outcome.and(self.commit_attributes(node)),
@@ -285,20 +334,24 @@ impl Fs {
     }
 }
 
-fn inode_op(file: &Leaving<'_>, state: &NodeState, inline: bool) -> Op {
-    let value = Inode { size: file.size, inline, ..state.inode }.encode();
+impl Leaving<'_> {
+    /// The file's length when its bytes up to `end` are stored: what was left of a stream is not.
+    fn size_with(&self, end: u64) -> u64 {
+        if end < self.bytes.end() { self.size_before.max(end) } else { self.size }
+    }
+}
+
+fn inode_op(file: &Leaving<'_>, state: &NodeState, size: u64, inline: bool) -> Op {
+    let value = Inode { size, inline, ..state.inode }.encode();
     Op::PutVersion { table: Table::Inode, stem: key::inode(file.node.id).to_vec(), value }
 }
 
-fn inline_ops(
-    file: &Leaving<'_>,
-    state: &NodeState,
-    stretches: &[(u64, std::borrow::Cow<'_, [u8]>)],
-) -> Vec<Op> {
-    let content = stretches.first().map_or(&[][..], |(_, data)| &data[..file.size as usize]);
+fn inline_ops(file: &Leaving<'_>, state: &NodeState) -> Vec<Op> {
+    let content = file.bytes.stretches().first().map_or(Vec::new(), |(_, slices)| slices.concat());
+    let content = &content[..file.size as usize];
     let stem = key::inode(file.node.id).to_vec();
     vec![
-        inode_op(file, state, true),
+        inode_op(file, state, file.size, true),
         Op::PutVersion { table: Table::Inline, stem, value: value::wrap(content) },
         Op::Replace {
             inode: file.node.id,
@@ -310,13 +363,20 @@ fn inline_ops(
     ]
 }
 
-fn extent_ops(file: &Leaving<'_>, state: &NodeState, ingested: &mut Ingested<'_>, number: usize) -> Vec<Op> {
-    let mut ops = vec![inode_op(file, state, false)];
+fn extent_ops(
+    file: &Leaving<'_>,
+    state: &NodeState,
+    ingested: &mut Ingested<'_>,
+    number: usize,
+    end: u64,
+) -> Vec<Op> {
+    let mut ops = vec![inode_op(file, state, file.size_with(end), false)];
     if state.inode.inline {
         ops.push(Op::RemoveVersion { table: Table::Inline, stem: key::inode(file.node.id).to_vec() });
     }
     let mut references = std::mem::take(&mut ingested.references[number]).into_iter().peekable();
     for (from, to) in file.bytes.ranges().iter() {
+        let to = to.min(end);
         let mut within = Vec::new();
         while let Some(reference) = references.next_if(|r| r.offset < to) {
             within.push(reference);

@@ -29,6 +29,8 @@ pub struct FsOptions {
     pub dirty_bytes_max: u64,
     /// A file's bytes are written out when it has not grown for so long.
     pub settle: Duration,
+    /// A contiguous stretch of this size leaves without waiting for more. More than one chunk at least.
+    pub stream_bytes: u64,
     /// Whether threads of its own write files out; without them, writers do.
     pub background: bool,
     /// Room kept for bytes that a kernel's writeback cache took before we heard of them. A small filesystem
@@ -41,6 +43,7 @@ impl Default for FsOptions {
         Self {
             dirty_bytes_max: 64 << 20,
             settle: Duration::from_millis(500),
+            stream_bytes: 4 << 20,
             background: true,
             soft_reserve_bytes: 0,
         }

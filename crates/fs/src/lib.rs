@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod check;
 mod errno;
 mod error;

@@ -50,6 +50,8 @@ pub(crate) struct NodeState {
     pub(crate) written: Duration,
     /// When the oldest of the overlay's bytes came, by the same clock.
     pub(crate) dirty_since: Duration,
+    /// Its content goes into rows however little it is, since more is about to lie beside it.
+    pub(crate) outlined: bool,
     /// Without a name; goes when nobody has it any more.
     pub(crate) orphan: bool,
     /// Gone; whoever still finds it here looks again.

@@ -1,9 +1,12 @@
 //! A file's bytes that are not in rows yet, lying over what is stored.
 
+use crate::buffers::{self, RUN_BYTES_MAX};
 use std::collections::BTreeMap;
 
-/// Runs are not joined beyond this, so that appending never copies much.
-const RUN_BYTES_MAX: usize = 4 << 20;
+/// A run of this size is given the room for a whole one at once: at least half of it is used then.
+const RUN_BYTES_GROWING: usize = RUN_BYTES_MAX / 2;
+/// How far back contiguous bytes are followed to tell how many there are.
+const RUNS_FOLLOWED: usize = 4;
 
 /// Where a run's bytes stand besides memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +26,30 @@ struct Run {
 }
 
 impl Run {
+    fn new(bytes: &[u8], origin: Origin) -> Self {
+        let mut run = Self { data: Vec::new(), origin };
+        run.append(bytes);
+        run
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let length = self.data.len() + bytes.len();
+        if (RUN_BYTES_GROWING..=RUN_BYTES_MAX).contains(&length) && self.data.capacity() < RUN_BYTES_MAX {
+            let mut room = buffers::take();
+            room.extend_from_slice(&self.data);
+            self.data = room;
+        }
+        self.data.extend_from_slice(bytes);
+    }
+
     fn end(&self, offset: u64) -> u64 {
         offset + self.data.len() as u64
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        buffers::give_back(std::mem::take(&mut self.data));
     }
 }
 
@@ -94,12 +119,22 @@ impl Overlay {
         self.runs.is_empty()
     }
 
-    /// The longest run, to tell when one is worth writing.
-    pub(crate) fn longest(&self) -> usize {
-        self.runs.values().map(|run| run.data.len()).max().unwrap_or(0)
+    /// The first contiguous stretch of at least so many bytes: where it begins and ends.
+    pub(crate) fn long_stretch(&self, bytes: u64) -> Option<(u64, u64)> {
+        let (mut from, mut to) = (0, 0);
+        for (start, run) in &self.runs {
+            if *start != to {
+                if to - from >= bytes {
+                    break;
+                }
+                from = *start;
+            }
+            to = run.end(*start);
+        }
+        (to - from >= bytes).then_some((from, to))
     }
 
-    /// Puts bytes over whatever was there; says how long the run is that they are in now.
+    /// Puts bytes over whatever was there; says how long the stretch is that they end, or that it is long.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8], origin: Origin) -> usize {
         if data.is_empty() {
             return 0;
@@ -110,13 +145,24 @@ impl Overlay {
             && run.origin == origin
             && run.data.len() + data.len() <= RUN_BYTES_MAX
         {
-            run.data.extend_from_slice(data);
-            let length = run.data.len();
+            run.append(data);
             *self.counts.of(origin) += data.len() as u64;
-            return length;
+        } else {
+            self.insert(offset, Run::new(data, origin));
         }
-        self.insert(offset, Run { data: data.to_vec(), origin });
-        data.len()
+        self.length_before(offset + data.len() as u64)
+    }
+
+    /// How many contiguous bytes end at an offset, as far as that is followed.
+    fn length_before(&self, end: u64) -> usize {
+        let mut from = end;
+        for (start, run) in self.runs.range(..end).rev().take(RUNS_FOLLOWED) {
+            if run.end(*start) != from {
+                break;
+            }
+            from = *start;
+        }
+        (end - from) as usize
     }
 
     /// Takes a range out.
@@ -173,6 +219,36 @@ impl Overlay {
         std::mem::replace(self, rest)
     }
 
+    /// Takes a range out.
+    pub(crate) fn take_range(&mut self, from: u64, to: u64) -> Self {
+        let mut taken = self.split_off(from);
+        let behind = taken.split_off(to);
+        self.counts.new += behind.counts.new;
+        self.counts.logged += behind.counts.logged;
+        self.counts.inline += behind.counts.inline;
+        self.runs.extend(behind.runs);
+        taken
+    }
+
+    /// A copy of everything from an offset on.
+    pub(crate) fn tail(&self, at: u64) -> Self {
+        let mut tail = Self::default();
+        let before = self.runs.range(..at).next_back().into_iter();
+        for (start, run) in before.chain(self.runs.range(at..)) {
+            let from = at.max(*start);
+            if from < run.end(*start) {
+                let data = run.data[(from - start) as usize..].to_vec();
+                tail.insert(from, Run { data, origin: run.origin });
+            }
+        }
+        tail
+    }
+
+    /// Where the first run begins.
+    pub(crate) fn start(&self) -> Option<u64> {
+        self.runs.first_key_value().map(|(start, _)| *start)
+    }
+
     /// Where the last run ends.
     pub(crate) fn end(&self) -> u64 {
         self.runs.last_key_value().map_or(0, |(start, run)| run.end(*start))
@@ -210,6 +286,16 @@ impl Overlay {
         new.map(|(offset, run)| (*offset, &run.data[..]))
     }
 
+    /// Takes what stands beside the inode for bytes that have to go into rows.
+    pub(crate) fn mark_new(&mut self) {
+        for run in self.runs.values_mut() {
+            if run.origin == Origin::Inline {
+                run.origin = Origin::New;
+            }
+        }
+        self.counts.new += std::mem::take(&mut self.counts.inline);
+    }
+
     /// Notes that everything now stands in the log.
     pub(crate) fn mark_logged(&mut self) {
         for run in self.runs.values_mut() {
@@ -220,26 +306,33 @@ impl Overlay {
         self.counts.logged += std::mem::take(&mut self.counts.new);
     }
 
-    /// Contiguous stretches, each as one piece of memory.
-    pub(crate) fn stretches(&self) -> Vec<(u64, std::borrow::Cow<'_, [u8]>)> {
-        use std::borrow::Cow;
-        let mut stretches: Vec<(u64, Cow<'_, [u8]>)> = Vec::new();
+    /// Contiguous stretches: where each begins, and the slices that it lies in.
+    pub(crate) fn stretches(&self) -> Vec<(u64, Vec<&[u8]>)> {
+        let mut stretches: Vec<(u64, Vec<&[u8]>)> = Vec::new();
+        let mut end = None;
         for (offset, run) in &self.runs {
             match stretches.last_mut() {
-                Some((start, data)) if *start + data.len() as u64 == *offset => {
-                    data.to_mut().extend_from_slice(&run.data);
-                }
-                _ => stretches.push((*offset, Cow::Borrowed(&run.data))),
+                Some((_, slices)) if end == Some(*offset) => slices.push(&run.data),
+                _ => stretches.push((*offset, vec![&run.data])),
             }
+            end = Some(run.end(*offset));
         }
         stretches
     }
 
     /// Puts another overlay's bytes under this one's: what is here stays.
     pub(crate) fn put_under(&mut self, older: Overlay) {
-        let newer = std::mem::replace(self, older);
-        for (offset, run) in newer.runs {
-            self.write(offset, &run.data, run.origin);
+        let newer = self.ranges();
+        for (offset, run) in older.runs {
+            let gaps = newer.gaps(offset, run.end(offset));
+            if gaps[..] == [(offset, run.end(offset))] {
+                self.insert(offset, run);
+                continue;
+            }
+            for (from, to) in gaps {
+                let data = run.data[(from - offset) as usize..(to - offset) as usize].to_vec();
+                self.insert(from, Run { data, origin: run.origin });
+            }
         }
     }
 }
@@ -330,8 +423,14 @@ mod tests {
                 }
                 assert_eq!(overlay.bytes(), model.iter().flatten().count() as u64);
                 assert_eq!(overlay, Overlay::from_runs(overlay.runs.clone()), "the counts are right");
+                let length = |slices: &[&[u8]]| slices.iter().map(|slice| slice.len() as u64).sum::<u64>();
                 let stretches = overlay.stretches();
-                assert!(stretches.windows(2).all(|w| w[0].0 + (w[0].1.len() as u64) < w[1].0));
+                let ends = stretches.iter().map(|(start, slices)| (*start, start + length(slices)));
+                assert!(ends.eq(overlay.ranges().iter()));
+                let longest = overlay.ranges().iter().map(|(from, to)| to - from).max().unwrap_or(0);
+                assert_eq!(overlay.long_stretch(longest + 1), None);
+                let found = overlay.long_stretch(longest.max(1)).map_or(0, |(from, to)| to - from);
+                assert_eq!(found, longest);
             }
         }
     }
@@ -349,8 +448,12 @@ mod tests {
             assert!(
                 head.end() <= at && tail.ranges().gaps(0, at) == if at > 0 { vec![(0, at)] } else { vec![] }
             );
+            assert_eq!(tail.ranges(), whole.tail(at).ranges());
             head.put_under(tail);
-            assert_eq!(head.ranges(), whole.ranges());
+            assert_eq!((head.ranges(), head.counts), (whole.ranges(), whole.counts));
+            let middle = head.take_range(at, at + 130);
+            assert_eq!(head.bytes() + middle.bytes(), 600);
+            assert!(middle.is_empty() || middle.start() >= Some(at) && middle.end() <= at + 130);
         }
         let mut rest = whole.clone();
         assert_eq!((rest.take_first(3, 1000).end(), rest.bytes()), (260, 420));

@@ -243,6 +243,7 @@ fn a_copied_range_shares_its_chunks() {
     assert_eq!(copied, data.len() as u64 - 1000);
     let found = read_file(&fs, to);
     assert!(found[500_000..] == data[1000..] && found[1..500_000].iter().all(|b| *b == 0));
+    fs.sync().unwrap();
     assert!(fs.store().space_report().unwrap().unique_bytes <= before + 4096);
     assert_sound(&fs);
 }

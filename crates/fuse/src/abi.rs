@@ -83,6 +83,8 @@ wire! {
     FallocateIn [32] { fh: u64, offset: u64, length: u64, mode: u32, padding: u32, }
     LseekIn [24] { fh: u64, offset: u64, whence: u32, padding: u32, }
     LseekOut [8] { offset: u64, }
+    IoctlIn [32] { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32, }
+    IoctlOut [16] { result: i32, flags: u32, in_iovs: u32, out_iovs: u32, }
     CopyFileRangeIn [56] {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
     }

@@ -4,6 +4,7 @@ use crate::abi::{
     CreateIn, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ForgetOne, GetxattrOut, LseekOut, OpenOut, ReadIn,
     SetattrIn, StatfsOut, WRITE_CACHE, WriteOut, fattr,
 };
+use crate::ioctl;
 use crate::reply::{DirentPlace, Reply, entry_out};
 use crate::request::{Operation, Request};
 use crate::session::Handler;
@@ -41,12 +42,20 @@ impl FsFace {
 
 impl Handler for FsFace {
     fn handle(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
+        if let Operation::Ioctl { input, data } = request.operation {
+            return ioctl::answer(&input, data, reply);
+        }
         self.dispatch(request, reply).map_err(|error| {
             if let FsError::Store(fault) = &error {
                 tracing::error!(%fault, opcode = request.opcode, inode = request.node, "an operation failed");
             }
             error.errno()
         })
+    }
+
+    /// Nothing of what the request began may reach the device after what it left half done.
+    fn panicked(&self, reason: &str) {
+        self.fs.store().stop_writing(reason);
     }
 }
 

@@ -10,7 +10,10 @@
 mod abi;
 mod counters;
 mod face;
+mod fusermount;
+mod ioctl;
 mod mount;
+mod mount_table;
 mod null;
 mod reply;
 mod request;
@@ -18,7 +21,8 @@ mod session;
 
 pub use counters::{OpcodeCount, opcode_name};
 pub use face::FsFace;
-pub use mount::{Mount, MountError, MountOptions, is_fuse_mount, unmount};
+pub use mount::{Mount, MountError, MountOptions, remount, unmount};
+pub use mount_table::{MountEntry, find_mount, is_fuse_mount};
 pub use null::NullFace;
 pub use reply::Reply;
 pub use request::{Operation, Request, RequestError};

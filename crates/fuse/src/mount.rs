@@ -1,14 +1,13 @@
 //! Attaching a connection to a directory, and taking it away.
 
+use crate::fusermount;
+use crate::mount_table::FS_TYPE;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-
-/// The filesystem's type as the kernel lists it.
-const FS_TYPE: &str = "fuse.aegisfs";
 
 /// Why a mount could not be made or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +31,22 @@ pub enum MountError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel refused to change the options of a mount.
+    #[error("{path} cannot be remounted: {source}")]
+    Remount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Only root can mount without a helper.
-    #[error("mounting needs root here; run it with sudo")]
+    #[error("fusermount3 is not installed, and without it only root can mount")]
+    HelperMissing,
+    /// The helper cannot be run.
+    #[error("fusermount3 cannot be run: {0}")]
+    Helper(io::Error),
+    /// Only root can change a mount.
+    #[error("only root can remount")]
     NotRoot,
 }
 
@@ -80,39 +93,17 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts; the connection is served by [`Session`](crate::Session).
+    /// Mounts; the connection is served by [`Session`](crate::Session). For users other than root the helper
+    /// `fusermount3` does it.
     ///
     /// # Errors
-    /// When /dev/fuse cannot be opened or the kernel refuses.
+    /// When /dev/fuse cannot be opened, the helper is missing, or the kernel refuses.
     pub fn new(path: &Path, options: &MountOptions) -> Result<(Self, OwnedFd), MountError> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(MountError::NotRoot);
-        }
-        let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| MountError::Device(e.into()))?;
-        let mut data = format!(
-            "fd={},rootmode=40000,user_id={},group_id={}",
-            device.as_raw_fd(),
-            rustix::process::getuid().as_raw(),
-            rustix::process::getgid().as_raw()
-        );
-        if options.allow_other {
-            data.push_str(",allow_other");
-        }
-        if options.default_permissions {
-            data.push_str(",default_permissions");
-        }
-        let _ = write!(data, ",max_read={}", 1 << 20);
-        let mut flags = MountFlags::empty();
-        flags.set(MountFlags::RDONLY, options.read_only);
-        flags.set(MountFlags::NOSUID, !options.suid);
-        flags.set(MountFlags::NODEV, !options.dev);
-        flags.set(MountFlags::NOEXEC, !options.exec);
-        flags.set(MountFlags::NOATIME, options.no_atime);
-        let data = std::ffi::CString::new(data).expect("options hold no zero byte");
-        rustix::mount::mount(options.source.as_str(), path, FS_TYPE, flags, data.as_c_str())
-            .map_err(|e| MountError::Mount { path: path.into(), source: e.into() })?;
-        Ok((Self { path: path.into() }, device))
+        let connection = match rustix::process::geteuid().is_root() {
+            true => mount_directly(path, options)?,
+            false => fusermount::mount(path, options)?,
+        };
+        Ok((Self { path: path.into() }, connection))
     }
 
     /// The mount point.
@@ -122,10 +113,69 @@ impl Mount {
 
     /// Sets how far the kernel reads ahead on this mount; as root, after the mount.
     pub fn set_read_ahead(&self, kib: u32) -> io::Result<()> {
+        self.set_backing("read_ahead_kb", u64::from(kib))
+    }
+
+    /// Bounds what the kernel may hold of written bytes before they reach us; as root, after the mount.
+    pub fn set_dirty_bytes_max(&self, bytes: u64) -> io::Result<()> {
+        self.set_backing("max_bytes", bytes)?;
+        // Without this the bound counts only once the whole machine holds much.
+        self.set_backing("strict_limit", 1)
+    }
+
+    fn set_backing(&self, what: &str, value: u64) -> io::Result<()> {
         let device = rustix::fs::stat(&self.path)?.st_dev;
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
+        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/{what}"), value.to_string())
     }
+}
+
+fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| MountError::Device(e.into()))?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={}",
+        device.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw()
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    if options.default_permissions {
+        data.push_str(",default_permissions");
+    }
+    let _ = write!(data, ",max_read={}", 1 << 20);
+    let data = std::ffi::CString::new(data).expect("options hold no zero byte");
+    rustix::mount::mount(options.source.as_str(), path, FS_TYPE, flags(options), data.as_c_str())
+        .map_err(|e| MountError::Mount { path: path.into(), source: e.into() })?;
+    Ok(device)
+}
+
+fn flags(options: &MountOptions) -> MountFlags {
+    let mut flags = MountFlags::empty();
+    flags.set(MountFlags::RDONLY, options.read_only);
+    flags.set(MountFlags::NOSUID, !options.suid);
+    flags.set(MountFlags::NODEV, !options.dev);
+    flags.set(MountFlags::NOEXEC, !options.exec);
+    flags.set(MountFlags::NOATIME, options.no_atime);
+    flags
+}
+
+/// Changes the flags of a mount. The kernel refuses to go read-only while something is open for writing, and
+/// hands over what it holds of written bytes before.
+///
+/// # Errors
+/// When the caller is not root, or the kernel refuses.
+pub fn remount(path: &Path, options: &MountOptions) -> Result<(), MountError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(MountError::NotRoot);
+    }
+    let mut flags = flags(options);
+    // Without any word about access times the kernel would keep what it had.
+    flags.set(MountFlags::RELATIME, !options.no_atime);
+    rustix::mount::mount_remount(path, flags, c"")
+        .map_err(|e| MountError::Remount { path: path.into(), source: e.into() })
 }
 
 /// Unmounts; `lazy` detaches at once and leaves the rest to whoever still uses it.
@@ -133,51 +183,10 @@ impl Mount {
 /// # Errors
 /// When the kernel refuses: it is busy, or not a mount.
 pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountError> {
+    if !rustix::process::geteuid().is_root() {
+        return fusermount::unmount(path, lazy);
+    }
     let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     rustix::mount::unmount(path, flags)
         .map_err(|e| MountError::Unmount { path: path.into(), source: e.into() })
-}
-
-/// Whether a path is one of our mounts, by the kernel's list.
-pub fn is_fuse_mount(path: &Path) -> bool {
-    let Ok(list) = std::fs::read_to_string("/proc/self/mountinfo") else { return false };
-    list.lines().any(|line| {
-        let mut fields = line.split(' ');
-        let here = fields.nth(4).is_some_and(|found| Path::new(&unescape(found)) == path);
-        here && line.contains(&format!(" - {FS_TYPE} "))
-    })
-}
-
-/// The kernel writes blanks and the like in paths as octal.
-fn unescape(text: &str) -> String {
-    let mut out = Vec::new();
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = (bytes[at] == b'\\')
-            .then(|| text.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok()))
-            .flatten();
-        match octal {
-            Some(byte) => {
-                out.push(byte);
-                at += 4;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blanks_in_mount_points() {
-        assert_eq!(unescape(r"/mnt/a\040b\134c"), r"/mnt/a b\c");
-        assert_eq!(unescape(r"/mnt/\9"), r"/mnt/\9");
-    }
 }

@@ -136,6 +136,10 @@ pub enum Operation<'a> {
     Lseek(LseekIn),
     CopyFileRange(CopyFileRangeIn),
     Statx(StatxIn),
+    Ioctl {
+        input: IoctlIn,
+        data: &'a [u8],
+    },
     /// Anything else; the opcode stands in the request.
     Other,
 }
@@ -249,6 +253,10 @@ fn decode_later<'a>(opcode: u32, body: &mut Body<'a>) -> Result<Operation<'a>, R
         35 => O::Create { input: body.take()?, name: body.name()? },
         36 => O::Interrupt { unique: body.take::<InterruptIn>()?.unique },
         38 => O::Destroy,
+        39 => {
+            let input: IoctlIn = body.take()?;
+            O::Ioctl { input, data: body.bytes(input.in_size)? }
+        }
         42 => {
             let input: BatchForgetIn = body.take()?;
             let bytes = input.count.checked_mul(size_of::<ForgetOne>() as u32);

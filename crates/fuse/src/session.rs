@@ -1,14 +1,15 @@
 //! A session: negotiation, then reader threads that each run a request to its end.
 
 use crate::abi::{InitIn, InitOut, MINOR_MIN, VERSION, init};
-use crate::counters::{Counters, OpcodeCount};
+use crate::counters::{Counters, OpcodeCount, opcode_name};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use aegisfs_fs::Errno;
 use rustix::io::Errno as Io;
+use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// Largest write and read; measured as the knee of throughput.
@@ -27,6 +28,11 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// The number that the kernel is to see.
     fn handle(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno>;
+
+    /// A request panicked, and whatever it was changing may be changed by half.
+    fn panicked(&self, reason: &str) {
+        let _ = reason;
+    }
 }
 
 /// How a session runs.
@@ -52,13 +58,12 @@ struct Shared<H> {
     handler: H,
     options: SessionOptions,
     counters: Counters,
-    ended: AtomicBool,
 }
 
 /// The running threads.
 pub struct Session<H: Handler> {
     shared: Arc<Shared<H>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl<H: Handler> Session<H> {
@@ -67,20 +72,14 @@ impl<H: Handler> Session<H> {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(device: OwnedFd, handler: H, options: SessionOptions) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            device,
-            handler,
-            options,
-            counters: Counters::default(),
-            ended: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared { device, handler, options, counters: Counters::default() });
         let mut threads = Vec::new();
         for number in 0..options.threads.max(1) {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name(format!("fuse-{number}"));
             threads.push(builder.spawn(move || serve(&shared))?);
         }
-        Ok(Self { shared, threads })
+        Ok(Self { shared, threads: Mutex::new(threads) })
     }
 
     /// What answers the requests.
@@ -93,14 +92,11 @@ impl<H: Handler> Session<H> {
         self.shared.counters.all()
     }
 
-    /// Whether the kernel has ended the connection.
-    pub fn ended(&self) -> bool {
-        self.shared.ended.load(Ordering::Acquire)
-    }
-
-    /// Waits until the kernel ends the connection, which it does when the mount goes.
-    pub fn wait(&mut self) {
-        for thread in self.threads.drain(..) {
+    /// Waits until the kernel ends the connection, which it does when the mount goes, and the last request
+    /// has run to its end.
+    pub fn wait(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a thread that serves requests died");
             }
@@ -124,7 +120,6 @@ fn serve<H: Handler>(shared: &Shared<H>) {
         };
         answer(shared, &buffer[..count], &mut reply);
     }
-    shared.ended.store(true, Ordering::Release);
 }
 
 fn answer<H: Handler>(shared: &Shared<H>, bytes: &[u8], reply: &mut Reply) {
@@ -147,17 +142,37 @@ fn answer<H: Handler>(shared: &Shared<H>, bytes: &[u8], reply: &mut Reply) {
         Operation::Interrupt { .. } => return,
         Operation::Forget { .. } | Operation::BatchForget { .. } => {
             // No answer is expected.
-            let _ = shared.handler.handle(&request, reply);
+            let _ = handle(&shared.handler, &request, reply);
             return;
         }
         Operation::Other => Err(ENOSYS),
-        _ => shared.handler.handle(&request, reply),
+        _ => handle(&shared.handler, &request, reply),
     };
     let bytes = reply.finish(request.unique, outcome);
     match rustix::io::write(shared.device.as_fd(), bytes) {
         Ok(_) | Err(Io::NOENT | Io::NODEV) => {}
         Err(error) => tracing::error!(%error, opcode = request.opcode, "a reply was refused"),
     }
+}
+
+/// Calls the handler; a panic of it becomes an answer, so that no caller waits for ever.
+fn handle<H: Handler>(handler: &H, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
+    catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply))).unwrap_or_else(|panic| {
+        let name = opcode_name(request.opcode);
+        let reason = format!("a request ({name}) panicked: {}", panic_message(&*panic));
+        tracing::error!(reason, opcode = request.opcode, inode = request.node, "answered with EIO");
+        // The reply is begun anew: what stands in it is of a request that did not come to its end.
+        reply.clear();
+        if catch_unwind(AssertUnwindSafe(|| handler.panicked(&reason))).is_err() {
+            tracing::error!("what was to follow a panic panicked itself");
+        }
+        Err(Errno::EIO)
+    })
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Result<(), Errno> {
@@ -198,4 +213,60 @@ fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Resu
         ..InitOut::default()
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::InHeader;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use zerocopy::IntoBytes;
+
+    #[derive(Default)]
+    struct Panicking {
+        told: AtomicUsize,
+    }
+
+    impl Handler for Panicking {
+        fn handle(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
+            reply.push_bytes(b"half an answer");
+            assert!(request.node != 13, "inode {} is unlucky", request.node);
+            Ok(())
+        }
+
+        fn panicked(&self, reason: &str) {
+            assert!(reason.contains("getattr") && reason.contains("inode 13 is unlucky"), "{reason}");
+            self.told.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn request(opcode: u32, node: u64) -> Vec<u8> {
+        let len = (size_of::<InHeader>() + 8) as u32;
+        let header = InHeader { len, opcode, unique: 7, nodeid: node, ..InHeader::default() };
+        [header.as_bytes(), &[0; 8]].concat()
+    }
+
+    /// The caller of a request that panics gets EIO, and the thread goes on with the next one.
+    #[test]
+    fn a_panic_is_answered_and_told() {
+        let (kernel, device) = std::os::unix::net::UnixStream::pair().unwrap();
+        let shared = Shared {
+            device: device.into(),
+            handler: Panicking::default(),
+            options: SessionOptions::default(),
+            counters: Counters::default(),
+        };
+        let mut reply = Reply::default();
+        let mut answered = |bytes: &[u8]| {
+            answer(&shared, bytes, &mut reply);
+            let mut buffer = [0u8; 256];
+            let count = rustix::io::read(&kernel, &mut buffer[..]).unwrap();
+            let error = i32::from_ne_bytes(buffer[4..8].try_into().unwrap());
+            (count, error)
+        };
+        assert_eq!(answered(&request(3, 13)), (16, -5));
+        assert_eq!(answered(&request(3, 1)), (30, 0));
+        assert_eq!(answered(&request(3, 13)), (16, -5));
+        assert_eq!(shared.handler.told.load(Ordering::Acquire), 2);
+    }
 }

@@ -265,6 +265,32 @@ impl aegisfs_kv::Backing for Database {
     }
 }
 
+/// A database that others hold as well, as the engine's storage.
+#[derive(Clone, Debug)]
+pub struct OnPool(pub Arc<Database>);
+
+impl aegisfs_kv::Backing for OnPool {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+}
+
 fn into_io(error: PoolError) -> io::Error {
     let kind = match error.kind() {
         FaultKind::Corrupt => io::ErrorKind::InvalidData,

@@ -21,7 +21,7 @@ mod slots;
 mod superblocks;
 
 pub use create::CreateOptions;
-pub use database::Database;
+pub use database::{Database, OnPool};
 pub use error::PoolError;
 pub use log_ring::LogRing;
 pub use open::{OpenOptions, Opening};

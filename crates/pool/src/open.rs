@@ -5,7 +5,7 @@ use crate::member::Member;
 use crate::pool::{Pool, State};
 use crate::slots::SlotTable;
 use crate::superblocks::{self, Found};
-use aegisfs_base::{Incarnation, Rng};
+use aegisfs_base::{Incarnation, Rng, Uuid};
 use aegisfs_device::Device;
 use aegisfs_format::layout::DeviceLayout;
 use aegisfs_format::superblock::{INCARNATIONS_KEPT, Membership, Superblock};
@@ -59,8 +59,7 @@ impl Pool {
         };
         let mut members: Vec<Option<Member>> = superblock.devices.iter().map(|_| None).collect();
         for (device, block) in found {
-            let index = usize::from(block.superblock.device.0);
-            let member = admit(device, &block.superblock, &superblock, index)?;
+            let (index, member) = admit(device, &block.superblock, &superblock)?;
             if !member.counted() {
                 opening.stale.push(member.device.describe());
             }
@@ -120,11 +119,11 @@ fn choose(found: &[(Arc<dyn Device>, Found)]) -> Result<usize, PoolError> {
                     expected: that.pool,
                 });
             }
-            if this.device == that.device {
+            if own_uuid(this) == own_uuid(that) {
                 return Err(PoolError::SameMember {
                     first: earlier.describe(),
                     second: device.describe(),
-                    uuid: this.devices[usize::from(this.device.0)].uuid,
+                    uuid: own_uuid(this),
                 });
             }
             if !related(this, that) || (calls_out(this, that) && calls_out(that, this)) {
@@ -134,9 +133,15 @@ fn choose(found: &[(Arc<dyn Device>, Found)]) -> Result<usize, PoolError> {
     }
     let calls_itself_in =
         |block: &Superblock| block.devices[usize::from(block.device.0)].membership == Membership::In;
+    // Of two of the same age, one was cut off while it was written; the one that went on without the other
+    // calls it out.
+    let age = |block: &Superblock| {
+        let out = block.devices.iter().filter(|entry| entry.membership != Membership::In).count();
+        (block.generation, out)
+    };
     (0..found.len())
         .filter(|n| calls_itself_in(&found[*n].1.superblock))
-        .max_by_key(|n| found[*n].1.superblock.generation)
+        .max_by_key(|n| age(&found[*n].1.superblock))
         .ok_or(PoolError::TooFew { present: 0, total: found.len(), spare: 0 })
 }
 
@@ -153,29 +158,47 @@ fn calls_out(superblock: &Superblock, other: &Superblock) -> bool {
 }
 
 fn membership(superblock: &Superblock, other: &Superblock) -> Option<Membership> {
-    superblock.devices.get(usize::from(other.device.0)).map(|entry| entry.membership)
+    find(superblock, own_uuid(other)).map(|index| superblock.devices[index].membership)
+}
+
+/// The device that a superblock was read from, by its own account.
+fn own_uuid(superblock: &Superblock) -> Uuid {
+    superblock.devices[usize::from(superblock.device.0)].uuid
+}
+
+/// Where a device stands in a superblock's table. Its index there is not its name: tables may differ.
+fn find(superblock: &Superblock, uuid: Uuid) -> Option<usize> {
+    superblock.devices.iter().position(|entry| entry.uuid == uuid)
 }
 
 /// Whether the other's device was left out and wrote nothing since. It may have been away for more lives
 /// than are remembered; a life of its own would have given it a generation at least as high.
+///
+/// At just that generation it may have been cut off while it and we began a life together: it got the
+/// superblock, and we did not. Then it calls us in. Whoever goes on alone calls the others out first, and
+/// nothing else is written before a superblock has reached all, so nothing is lost with it.
 fn left_behind(superblock: &Superblock, other: &Superblock) -> bool {
-    matches!(membership(superblock, other), Some(Membership::Out { since }) if other.generation < since)
+    match membership(superblock, other) {
+        Some(Membership::Out { since }) if other.generation == since => !calls_out(other, superblock),
+        Some(Membership::Out { since }) => other.generation < since,
+        Some(Membership::In) | None => false,
+    }
 }
 
-/// Makes a member of a device, which counts unless the chosen superblock says that it is out.
+/// Makes a member of a device, which counts unless the chosen superblock says that it is out; and says which.
 fn admit(
     device: Arc<dyn Device>,
     own: &Superblock,
     chosen: &Superblock,
-    index: usize,
-) -> Result<Member, PoolError> {
-    let Some(entry) = chosen.devices.get(index) else {
+) -> Result<(usize, Member), PoolError> {
+    let Some(index) = find(chosen, own_uuid(own)) else {
         return Err(PoolError::ForeignPool {
             device: device.describe(),
             found: own.pool,
             expected: chosen.pool,
         });
     };
+    let entry = &chosen.devices[index];
     let layout = DeviceLayout::new(entry.bytes, u64::from(chosen.slot_bytes))
         .filter(|layout| layout.slots == entry.slots && device.bytes() >= entry.bytes);
     let Some(layout) = layout else {
@@ -188,7 +211,7 @@ fn admit(
     // A life without a member always begins by marking it out, so a member that is called in here
     // took part in everything; at most its copy of the newest superblock was cut off.
     let counted = entry.membership == Membership::In;
-    Ok(Member::new(device, layout, counted))
+    Ok((index, Member::new(device, layout, counted)))
 }
 
 fn check_presence(
@@ -217,4 +240,93 @@ fn check_presence(
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CreateOptions;
+    use aegisfs_base::{Generation, ManualClock, SeededRng};
+    use aegisfs_device::MemoryDevice;
+
+    /// The superblocks of a new mirror, as its two devices hold them, both of generation 10.
+    fn mirror() -> [Superblock; 2] {
+        let device = |name: &str| Arc::new(MemoryDevice::new(name, 8 << 20)) as Arc<dyn Device>;
+        let options =
+            CreateOptions { slot_bytes: Some(256 << 10), log_pieces: Some(4), ..CreateOptions::default() };
+        let devices = vec![device("a"), device("b")];
+        let pool =
+            Pool::create(devices, &options, &ManualClock::default(), &SeededRng::new(1)).expect("a pool");
+        let mut first = pool.superblock();
+        first.generation = Generation(10);
+        first.device = aegisfs_base::DeviceIndex(0);
+        let second = Superblock { device: aegisfs_base::DeviceIndex(1), ..first.clone() };
+        [first, second]
+    }
+
+    fn found(superblocks: &[Superblock]) -> Vec<(Arc<dyn Device>, Found)> {
+        let one = |superblock: &Superblock| {
+            let device = Arc::new(MemoryDevice::new("device", 8 << 20)) as Arc<dyn Device>;
+            (device, Found { superblock: superblock.clone(), map: Vec::new(), damaged: 0 })
+        };
+        superblocks.iter().map(one).collect()
+    }
+
+    /// Begins a life, as far as the superblock tells.
+    fn live(superblock: &mut Superblock, name: u64, generation: u64, without: Option<usize>) {
+        superblock.incarnations.insert(0, Incarnation(name));
+        superblock.generation = Generation(generation);
+        if let Some(index) = without {
+            superblock.devices[index].membership = Membership::Out { since: Generation(generation) };
+        }
+    }
+
+    #[test]
+    fn a_device_is_known_by_its_name_and_not_by_its_place() {
+        let [first, mut second] = mirror();
+        second.devices.reverse();
+        second.device = aegisfs_base::DeviceIndex(0);
+        let devices = found(&[first.clone(), second.clone()]);
+        let chosen = choose(&devices).expect("two members of one pool");
+        assert!(chosen < 2);
+        let (index, _) = admit(Arc::clone(&devices[1].0), &second, &first).expect("it is in the table");
+        assert_eq!(index, 1);
+        second.devices[0].uuid = Uuid([9; 16]);
+        let foreign = admit(Arc::clone(&devices[1].0), &second, &first);
+        assert!(matches!(foreign, Err(PoolError::ForeignPool { .. })), "it is in no table of ours");
+    }
+
+    #[test]
+    fn the_same_device_twice_is_refused() {
+        let [first, _] = mirror();
+        let twice = choose(&found(&[first.clone(), first]));
+        assert!(matches!(twice, Err(PoolError::SameMember { .. })));
+    }
+
+    #[test]
+    fn a_life_that_reached_only_one_is_no_split() {
+        let [mut first, mut second] = mirror();
+        live(&mut first, 101, 11, None);
+        live(&mut second, 103, 11, Some(0));
+        for order in [[first.clone(), second.clone()], [second.clone(), first.clone()]] {
+            let devices = found(&order);
+            let chosen = choose(&devices).expect("the second one went on alone");
+            assert_eq!(own_uuid(&devices[chosen].1.superblock), own_uuid(&second));
+        }
+    }
+
+    #[test]
+    fn two_lives_of_one_each_are_a_split() {
+        let [mut first, mut second] = mirror();
+        live(&mut first, 101, 11, Some(1));
+        live(&mut second, 103, 11, Some(0));
+        assert!(matches!(choose(&found(&[first.clone(), second])), Err(PoolError::Split { .. })));
+        // One that went further than a beginning had a life without the other.
+        let [_, mut second] = mirror();
+        let mut further = first;
+        further.devices[1].membership = Membership::In;
+        further.generation = Generation(12);
+        live(&mut second, 103, 11, Some(0));
+        assert!(matches!(choose(&found(&[further, second])), Err(PoolError::Split { .. })));
+    }
 }

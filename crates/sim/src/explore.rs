@@ -144,6 +144,12 @@ pub fn explore(
     Ok(passed)
 }
 
+/// Prints how many points a suite survived, as `cargo xtask soak` adds them up.
+#[expect(clippy::print_stdout, reason = "a test tells what it did")]
+pub fn tell(suite: &str, points: u64) {
+    println!("crash points: {suite}: {points}");
+}
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of unknown type")

@@ -16,7 +16,7 @@ mod power;
 mod trace;
 mod world;
 
-pub use explore::{CrashPoint, Failure, Plan, SUBSETS_FIXED, crash_points, explore};
+pub use explore::{CrashPoint, Failure, Plan, SUBSETS_FIXED, crash_points, explore, tell};
 pub use power::PowerCutter;
 pub use trace::{Action, Mark, Record, Trace};
 pub use world::{SimDevice, SimWorld};

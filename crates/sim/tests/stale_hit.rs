@@ -34,7 +34,7 @@ fn let_it_die() -> (Result<(), StoreError>, usize) {
     let (store, _) = open(pool, &options, Arc::new(ManualClock::default()), &rng).expect("it opens");
     let mut data = vec![0; 10_000];
     rng.fill(&mut data);
-    let piece = [Piece { file: 0, offset: 0, data: &data }];
+    let piece = [Piece::new(0, 0, &data)];
     refer(&store, 10, store.ingest(1, &piece, true).expect("room")).expect("it is new");
     let found = store.ingest(1, &piece, true).expect("room");
     store.commit(HEAD, vec![hole(InodeId(10), 0, u64::MAX)], Vec::new()).expect("it dies");

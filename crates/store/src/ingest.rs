@@ -3,31 +3,36 @@
 //! Batches may run at the same time, but pass the sequencer in the order in which they looked chunks up;
 //! so a batch may refer to a chunk that an earlier one is still writing.
 
+mod cutting;
 mod frames;
 
 use crate::StoreError;
-use crate::rows::WrittenRow;
+use crate::rows::{RowWriter, WrittenRow};
 use crate::store::{Committed, Counters, Store};
 use crate::tables::Tables;
 use aegisfs_base::{BranchId, ChunkId};
-use aegisfs_chunk::{ChunkHash, Compression, next_cut};
+use aegisfs_chunk::Compression;
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::log::RowDependency;
 use aegisfs_format::op::{NewRef, Op};
+use cutting::{Cut, cut};
 use frames::NewChunk;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 
 /// A contiguous run of a file's bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Piece<'a> {
     /// Which of the batch's files it belongs to.
     pub file: usize,
     /// Where it begins in the file.
     pub offset: u64,
-    /// The bytes.
-    pub data: &'a [u8],
+    /// The bytes, in order.
+    pub slices: Vec<&'a [u8]>,
+    /// Whether the file goes on behind them: then bytes at their end may be left for later, so that where
+    /// a chunk ends depends on the content alone. A file has one such piece at most, its last.
+    pub open: bool,
 }
 
 /// What is shared between batches.
@@ -47,6 +52,13 @@ struct State {
     given_up: Vec<u64>,
     /// Chunks being written by batches that have not passed yet.
     in_flight: HashMap<[u8; 32], ChunkId>,
+}
+
+impl<'a> Piece<'a> {
+    /// Bytes that lie in one place and end here.
+    pub fn new(file: usize, offset: u64, data: &'a [u8]) -> Self {
+        Self { file, offset, slices: vec![data], open: false }
+    }
 }
 
 impl Ingest {
@@ -69,18 +81,11 @@ pub struct Ingested<'a> {
     store: &'a Store,
     /// The references, by file of the batch.
     pub references: Vec<Vec<NewRef>>,
+    /// Bytes left at the end of an open piece, by file.
+    pub left: Vec<u64>,
     rows: Vec<WrittenRow>,
     in_flight: Vec<[u8; 32]>,
     ticket: Option<u64>,
-}
-
-/// A chunk of the batch: where it came from and what it became.
-struct Cut<'a> {
-    file: usize,
-    offset: u64,
-    data: &'a [u8],
-    hash: [u8; 32],
-    chunk: Option<ChunkId>,
 }
 
 impl Store {
@@ -98,7 +103,7 @@ impl Store {
         trusting: bool,
     ) -> Result<Ingested<'_>, StoreError> {
         self.check_writable()?;
-        let mut cuts = cut(pieces);
+        let (mut cuts, left) = cut(files, pieces, self.ingest.workers.as_ref());
         if trusting {
             for cut in &mut cuts {
                 cut.chunk = self.find_chunk(&cut.hash)?;
@@ -107,11 +112,16 @@ impl Store {
         let mut ingested = Ingested {
             store: self,
             references: vec![Vec::new(); files],
+            left,
             rows: Vec::new(),
             in_flight: Vec::new(),
             ticket: None,
         };
         let new = self.assign(&mut cuts, trusting, &mut ingested)?;
+        let new: Vec<NewChunk<'_>> = new
+            .into_iter()
+            .map(|(at, chunk)| NewChunk { chunk, hash: cuts[at].hash, data: &cuts[at].data })
+            .collect();
         for cut in &cuts {
             let chunk = cut.chunk.expect("every cut has a chunk by now");
             ingested.references[cut.file].push(NewRef {
@@ -124,10 +134,14 @@ impl Store {
         Counters::add(&self.counters.chunks_deduplicated, (cuts.len() - new.len()) as u64);
         Counters::add(&self.counters.chunks_new, new.len() as u64);
         if !new.is_empty() {
-            let frames = frames::compress(&new, self.ingest.compression, self.ingest.workers.as_ref());
-            Counters::add(&self.counters.plain_bytes, frames.iter().map(|f| u64::from(f.plain_bytes)).sum());
-            Counters::add(&self.counters.stored_bytes, frames.iter().map(|f| f.stored.len() as u64).sum());
-            self.write_rows(&frames, &mut ingested.rows)?;
+            let mut rows = RowWriter::new(self, &mut ingested.rows);
+            let (compression, workers) = (self.ingest.compression, self.ingest.workers.as_ref());
+            frames::compress(&new, compression, workers, |frame| {
+                Counters::add(&self.counters.plain_bytes, u64::from(frame.plain_bytes));
+                Counters::add(&self.counters.stored_bytes, frame.stored.len() as u64);
+                rows.add(frame)
+            })?;
+            rows.finish()?;
         }
         Ok(ingested)
     }
@@ -166,13 +180,14 @@ impl Store {
         Ok(sound.then_some(chunk))
     }
 
-    /// Gives every cut that was not found a chunk: one in flight, one of this batch, or a new one.
-    fn assign<'d>(
+    /// Gives every cut that was not found a chunk: one in flight, one of this batch, or a new one. Returns
+    /// the new ones and which cuts they are.
+    fn assign(
         &self,
-        cuts: &mut [Cut<'d>],
+        cuts: &mut [Cut<'_>],
         trusting: bool,
         ingested: &mut Ingested<'_>,
-    ) -> Result<Vec<NewChunk<'d>>, StoreError> {
+    ) -> Result<Vec<(usize, ChunkId)>, StoreError> {
         let missing = cuts.iter().filter(|cut| cut.chunk.is_none()).count() as u64;
         let mut next = if missing > 0 { self.ids.chunks.take_many(self, missing)? } else { 0 };
         let mut state = self.ingest.state.lock();
@@ -180,7 +195,7 @@ impl Store {
         state.next_ticket += 1;
         let mut own: HashMap<[u8; 32], ChunkId> = HashMap::new();
         let mut new = Vec::new();
-        for cut in cuts.iter_mut().filter(|cut| cut.chunk.is_none()) {
+        for (at, cut) in cuts.iter_mut().enumerate().filter(|(_, cut)| cut.chunk.is_none()) {
             let known = own.get(&cut.hash).or_else(|| {
                 let flying = state.in_flight.get(&cut.hash);
                 flying.filter(|_| trusting)
@@ -191,7 +206,7 @@ impl Store {
                     let chunk = ChunkId(next);
                     next += 1;
                     own.insert(cut.hash, chunk);
-                    new.push(NewChunk { chunk, hash: cut.hash, data: cut.data });
+                    new.push((at, chunk));
                     chunk
                 }
             };
@@ -239,20 +254,4 @@ impl Drop for Ingested<'_> {
         drop(state);
         self.store.ingest.turn.notify_all();
     }
-}
-
-/// Cuts every piece into chunks and hashes them.
-fn cut<'a>(pieces: &[Piece<'a>]) -> Vec<Cut<'a>> {
-    let mut cuts = Vec::new();
-    for piece in pieces {
-        let (mut offset, mut rest) = (piece.offset, piece.data);
-        while !rest.is_empty() {
-            let length = next_cut(rest, true).unwrap_or(rest.len());
-            let (data, later) = rest.split_at(length);
-            cuts.push(Cut { file: piece.file, offset, data, hash: ChunkHash::of(data).0, chunk: None });
-            offset += length as u64;
-            rest = later;
-        }
-    }
-    cuts
 }

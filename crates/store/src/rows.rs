@@ -9,14 +9,22 @@ use aegisfs_device::AlignedBuffer;
 use aegisfs_format::cell::{self, CellChunk, CellPlace};
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::log::RowDependency;
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Cells are closed when they have grown to this.
 const CELL_BYTES_AIM: usize = 1 << 20;
 
+thread_local! {
+    /// What a cell is put together in; memory for it is costly to come by.
+    static BUFFER: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::new()) };
+}
+
 /// A frame ready to be written: what was compressed in one go.
-pub(crate) struct Frame {
-    pub(crate) stored: Vec<u8>,
+pub(crate) struct Frame<'d> {
+    pub(crate) stored: Cow<'d, [u8]>,
     pub(crate) plain_bytes: u32,
     pub(crate) codec: u8,
     /// The chunks in it: id, hash, offset in the plain frame, length.
@@ -37,7 +45,7 @@ struct Row {
 
 impl Row {
     /// In order as far as there is room. The end of a segment takes what fits, so that little of it is lost.
-    fn choose(frames: &[&Frame], room: usize) -> Self {
+    fn choose(frames: &[Frame<'_>], room: usize) -> Self {
         let limit = room.min(CELL_BYTES_AIM);
         let (mut row, mut chunks, mut payload) = (Self::default(), 0, 0);
         for (n, frame) in frames.iter().enumerate() {
@@ -67,54 +75,88 @@ pub(crate) struct WrittenRow {
     pub(crate) chunks: Vec<(ChunkId, Descriptor)>,
 }
 
-impl Store {
-    /// Packs frames into rows and writes them; durable with the log record that will mention them.
-    ///
-    /// Each row returned has to be given back with [`Store::row_done`], those written before an error too.
-    pub(crate) fn write_rows(
-        &self,
-        frames: &[Frame],
-        written: &mut Vec<WrittenRow>,
-    ) -> Result<(), StoreError> {
-        let mut rest: Vec<&Frame> = frames.iter().collect();
-        while !rest.is_empty() {
-            let mut row = Row::default();
-            let place = self.place_row(|room| {
-                row = Row::choose(&rest, room.min(self.cell_bytes_max()));
-                (row.count > 0).then_some(row.total)
-            })?;
-            let later = rest.split_off(row.until);
-            let now: Vec<&Frame> =
-                rest.iter().enumerate().filter(|(n, _)| !row.skipped.contains(n)).map(|(_, f)| *f).collect();
-            written.push(self.write_row(&now, &place, row.total)?);
-            rest = row.skipped.iter().map(|n| rest[*n]).chain(later).collect();
+/// Packs frames into rows and writes each row as soon as it is full; durable with the log record that will
+/// mention them.
+///
+/// Each row written has to be given back with [`Store::row_done`], those written before an error too.
+pub(crate) struct RowWriter<'s, 'd> {
+    store: &'s Store,
+    written: &'s mut Vec<WrittenRow>,
+    waiting: Vec<Frame<'d>>,
+    /// Chunks and stored bytes of those.
+    chunks: usize,
+    payload: usize,
+    buffer: AlignedBuffer,
+}
+
+impl<'s, 'd> RowWriter<'s, 'd> {
+    /// Writes to the open segment of a store.
+    pub(crate) fn new(store: &'s Store, written: &'s mut Vec<WrittenRow>) -> Self {
+        Self { store, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer: BUFFER.take() }
+    }
+
+    /// Takes a frame; what was taken before may be written.
+    pub(crate) fn add(&mut self, frame: Frame<'d>) -> Result<(), StoreError> {
+        let grown = cell::cell_bytes(self.chunks + frame.chunks.len(), self.payload + frame.stored.len());
+        if grown > CELL_BYTES_AIM && !self.waiting.is_empty() {
+            self.write_row()?;
         }
+        self.chunks += frame.chunks.len();
+        self.payload += frame.stored.len();
+        self.waiting.push(frame);
         Ok(())
     }
 
-    fn write_row(&self, frames: &[&Frame], place: &RowPlace, total: usize) -> Result<WrittenRow, StoreError> {
-        let mut payload = Vec::with_capacity(frames.iter().map(|f| f.stored.len()).sum());
-        let mut directory = Vec::new();
-        for frame in frames {
-            let frame_offset = payload.len() as u32;
-            for (chunk, hash, offset_in_frame, plain_bytes) in &frame.chunks {
-                directory.push(CellChunk {
-                    chunk: *chunk,
-                    hash: *hash,
-                    frame_offset,
-                    frame_stored: frame.stored.len() as u32,
-                    frame_plain: frame.plain_bytes,
-                    offset_in_frame: *offset_in_frame,
-                    plain_bytes: *plain_bytes,
-                    codec: frame.codec,
-                    key_domain: 0,
-                });
-            }
-            payload.extend_from_slice(&frame.stored);
+    /// Writes what is left.
+    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
+        while !self.waiting.is_empty() {
+            self.write_row()?;
         }
-        let row_sum = cell::row_sum(&[(&directory, &payload)]);
-        let outcome = self.write_cells(place, &directory, &payload, row_sum, total);
-        if let Err(error) = outcome {
+        BUFFER.set(self.buffer);
+        Ok(())
+    }
+
+    fn write_row(&mut self) -> Result<(), StoreError> {
+        let mut row = Row::default();
+        let place = self.store.place_row(|room| {
+            row = Row::choose(&self.waiting, room.min(self.store.cell_bytes_max()));
+            (row.count > 0).then_some(row.total)
+        })?;
+        let mut later = self.waiting.split_off(row.until);
+        let mut number = 0;
+        let skipped = |_: &mut Frame<'d>| {
+            number += 1;
+            row.skipped.contains(&(number - 1))
+        };
+        let mut kept: Vec<Frame<'d>> = self.waiting.extract_if(.., skipped).collect();
+        kept.append(&mut later);
+        let frames = std::mem::replace(&mut self.waiting, kept);
+        self.chunks = self.waiting.iter().map(|frame| frame.chunks.len()).sum();
+        self.payload = self.waiting.iter().map(|frame| frame.stored.len()).sum();
+        let written = self.store.write_row(&frames, &place, row.total, &mut self.buffer)?;
+        self.written.push(written);
+        Ok(())
+    }
+}
+
+impl Store {
+    fn write_row(
+        &self,
+        frames: &[Frame<'_>],
+        place: &RowPlace,
+        total: usize,
+        buffer: &mut AlignedBuffer,
+    ) -> Result<WrittenRow, StoreError> {
+        let directory = directory_of(frames);
+        let start = cell::payload_start(directory.len());
+        buffer.clear();
+        buffer.reserve(total);
+        buffer.resize(start, 0);
+        frames.iter().for_each(|frame| buffer.extend_from_slice(&frame.stored));
+        let end = buffer.len();
+        buffer.resize(total, 0);
+        let row_sum = cell::row_sum(&[(&directory, &buffer[start..end])]);
+        if let Err(error) = self.write_cells(place, &directory, buffer, start..end, row_sum) {
             self.row_done(place.segment)?;
             return Err(error);
         }
@@ -125,7 +167,7 @@ impl Store {
             cell_bytes: total as u32,
             row_sum,
         };
-        let start = place.slot_offset + cell::payload_start(directory.len()) as u32;
+        let start = place.slot_offset + start as u32;
         let chunks = directory.iter().map(|entry| (entry.chunk, describe(place, start, entry))).collect();
         Ok(WrittenRow { dependency, chunks })
     }
@@ -135,11 +177,10 @@ impl Store {
         &self,
         place: &RowPlace,
         directory: &[CellChunk],
-        payload: &[u8],
+        bytes: &mut AlignedBuffer,
+        payload: Range<usize>,
         row_sum: aegisfs_format::Sum128,
-        total: usize,
     ) -> Result<(), StoreError> {
-        let mut bytes = AlignedBuffer::with_capacity(total);
         for (cell, slot) in place.places.iter().enumerate() {
             let cell_place = CellPlace {
                 segment: place.segment,
@@ -149,26 +190,47 @@ impl Store {
                 slot_offset: place.slot_offset,
                 incarnation: self.pool.incarnation(),
             };
-            bytes.clear();
-            bytes.extend_from_slice(&cell::encode_head(&cell_place, directory, payload, row_sum));
-            bytes.extend_from_slice(payload);
-            bytes.resize(total, 0);
+            let head = cell::encode_head(&cell_place, directory, &bytes[payload.clone()], row_sum);
+            bytes[..payload.start].copy_from_slice(&head);
             if removed(Edge::RowsBeforeRecord) {
                 let (pool, slot, late) = (Arc::clone(&self.pool), *slot, bytes.to_vec());
                 let offset = u64::from(place.slot_offset);
                 later(move || drop(pool.write_slot(slot, offset, &late)));
                 continue;
             }
-            if let Err(error) = self.pool.write_slot(*slot, u64::from(place.slot_offset), &bytes) {
+            if let Err(error) = self.pool.write_slot(*slot, u64::from(place.slot_offset), bytes) {
                 if error.kind() != FaultKind::NoSpace {
                     self.poison(&format!("a row could not be written: {error}"));
                 }
                 return Err(error.into());
             }
         }
-        self.counters.rows_written(total as u64);
+        self.counters.rows_written(bytes.len() as u64);
         Ok(())
     }
+}
+
+/// The directory of a cell with these frames.
+fn directory_of(frames: &[Frame<'_>]) -> Vec<CellChunk> {
+    let mut directory = Vec::new();
+    let mut frame_offset = 0;
+    for frame in frames {
+        for (chunk, hash, offset_in_frame, plain_bytes) in &frame.chunks {
+            directory.push(CellChunk {
+                chunk: *chunk,
+                hash: *hash,
+                frame_offset,
+                frame_stored: frame.stored.len() as u32,
+                frame_plain: frame.plain_bytes,
+                offset_in_frame: *offset_in_frame,
+                plain_bytes: *plain_bytes,
+                codec: frame.codec,
+                key_domain: 0,
+            });
+        }
+        frame_offset += frame.stored.len() as u32;
+    }
+    directory
 }
 
 fn describe(place: &RowPlace, payload_start: u32, entry: &CellChunk) -> Descriptor {

@@ -10,9 +10,11 @@ use crate::tables::Tables;
 use aegisfs_base::InodeId;
 use aegisfs_base::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 use aegisfs_format::descriptor::Descriptor;
+use aegisfs_format::extent::decode_window;
 use aegisfs_format::key::Table;
 use aegisfs_format::map::MapOwner;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
+use aegisfs_format::value::is_tombstone;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -84,7 +86,7 @@ pub struct SpaceReport {
     pub total_bytes: u64,
     /// Of those, bytes still to be had.
     pub free_bytes: u64,
-    /// Plain bytes of everything referred to, each reference counted.
+    /// Bytes of files that lie in chunks, each reference counted.
     pub logical_bytes: u64,
     /// Plain bytes of the chunks that hold it.
     pub unique_bytes: u64,
@@ -203,7 +205,7 @@ impl Store {
         self.placeable_bytes().saturating_sub(self.space.promised.load(Ordering::Acquire))
     }
 
-    /// Where all bytes are. Walks the chunk descriptors.
+    /// Where all bytes are. Walks the chunk descriptors and the extents.
     ///
     /// # Errors
     /// When the metadata cannot be read.
@@ -215,7 +217,6 @@ impl Store {
             Ok(Some(chunk)) => {
                 report.chunks += 1;
                 report.references += u64::from(chunk.references);
-                report.logical_bytes += u64::from(chunk.plain_bytes) * u64::from(chunk.references);
                 report.unique_bytes += u64::from(chunk.plain_bytes);
                 report.compressed_bytes += u64::from(chunk.charged_bytes);
                 ControlFlow::Continue(())
@@ -224,6 +225,22 @@ impl Store {
             Err(error) => {
                 bad = Some(error);
                 ControlFlow::Break(())
+            }
+        })?;
+        // Of a chunk that is referred to in parts only those parts count.
+        self.view().scan(Table::Extents, &[], None, &mut |_, stored| {
+            if is_tombstone(stored) {
+                return ControlFlow::Continue(());
+            }
+            match decode_window(stored) {
+                Ok(references) => {
+                    report.logical_bytes += references.iter().map(|r| u64::from(r.length)).sum::<u64>();
+                    ControlFlow::Continue(())
+                }
+                Err(error) => {
+                    bad = Some(error);
+                    ControlFlow::Break(())
+                }
             }
         })?;
         if let Some(error) = bad {

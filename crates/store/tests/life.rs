@@ -39,7 +39,7 @@ fn mount(device: &Arc<MemoryDevice>, rng: &dyn Rng) -> Store {
 
 /// Stores a whole file's content in one change.
 fn write(store: &Store, inode: InodeId, data: &[u8]) -> Result<Sequence, StoreError> {
-    let pieces = [Piece { file: 0, offset: 0, data }];
+    let pieces = [Piece::new(0, 0, data)];
     let mut ingested = store.ingest(1, &pieces, true)?;
     let references = std::mem::take(&mut ingested.references[0]);
     let value = Inode { size: data.len() as u64, ..Inode::default() }.encode();

@@ -43,7 +43,7 @@ fn a_hit_that_dies_is_told_and_the_bytes_are_stored_anew() {
     let store = mount(&device, &rng);
     let mut data = vec![0; 10_000];
     rng.fill(&mut data);
-    let piece = [Piece { file: 0, offset: 0, data: &data }];
+    let piece = [Piece::new(0, 0, &data)];
     let first = store.ingest(1, &piece, true).unwrap();
     let chunk = chunk_of(&first);
     refer(&store, InodeId(10), first, 10_000).unwrap();

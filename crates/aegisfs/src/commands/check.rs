@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// Checks a device.
 pub(crate) fn run(device: &Path, as_json: bool) -> Result<ExitCode, Failure> {
-    let found = verify(device)?;
+    let found = verify(&devices::resolve(device)?)?;
     let clean = found["clean"].as_bool().unwrap_or(false);
     let mut lines: Vec<String> = found["problems"]
         .as_array()
@@ -60,8 +60,7 @@ pub(crate) fn verify(device: &Path) -> Result<Value, Failure> {
     let fs = Fs::mount(Arc::new(store), FsOptions { background: false, ..FsOptions::default() })?;
     let tree = fs.check_tree()?;
     problems.extend(tree.problems.iter().map(|p| format!("inode {}: {}", p.inode, p.what)));
-    Ok(json!({
-        "device": device,
+    let mut found = json!({
         "clean": problems.is_empty(),
         "problems": problems,
         "notes": notes,
@@ -73,5 +72,7 @@ pub(crate) fn verify(device: &Path) -> Result<Value, Failure> {
         "entries": report.entries,
         "bytes_verified": report.bytes_verified,
         "log_records_replayed": recovered.records,
-    }))
+    });
+    output::put_path(&mut found, "device", device);
+    Ok(found)
 }

@@ -6,7 +6,9 @@ use crate::{devices, output};
 use aegisfs_base::units::{format_size, parse_size};
 use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_chunk::Compression;
-use aegisfs_device::{Device, ImageOptions, create_image, in_use, signature};
+use aegisfs_device::{Device, ImageOptions, create_image, signature};
+use aegisfs_format::key::Table;
+use aegisfs_format::value::Inode;
 use aegisfs_fs::Fs;
 use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
 use serde_json::json;
@@ -23,7 +25,7 @@ pub(crate) fn run(args: &FormatArgs, as_json: bool) -> Result<ExitCode, Failure>
     if let Some(size) = &args.size {
         make_image(args, size)?;
     }
-    if let Some(user) = in_use(&args.device)? {
+    if let Some(user) = devices::in_use(&args.device)? {
         let message = format!("{} {user}", args.device.display());
         return Err(Failure::new("E_BUSY", Exit::Busy, message).hint("unmount or detach it first"));
     }
@@ -38,15 +40,18 @@ pub(crate) fn run(args: &FormatArgs, as_json: bool) -> Result<ExitCode, Failure>
     let clock = SystemClock::default();
     let bytes = device.bytes();
     let pool = Pool::create(vec![device], &options, &clock, &SystemRng::new()?)?;
-    Fs::format(&pool, &clock)?;
+    let mut entries = Fs::initial_entries(&clock);
+    own_root(&mut entries)?;
+    aegisfs_store::create(&pool, &entries)?;
+    devices::remember(&args.device);
     let superblock = pool.superblock();
-    let answer = json!({
+    let mut answer = json!({
         "pool": superblock.pool.to_string(),
         "label": superblock.label,
-        "device": args.device,
         "device_bytes": bytes,
         "slot_bytes": superblock.slot_bytes,
     });
+    output::put_path(&mut answer, "device", &args.device);
     let line = format!(
         "formatted {} ({}, slots of {}): pool {}",
         args.device.display(),
@@ -56,6 +61,17 @@ pub(crate) fn run(args: &FormatArgs, as_json: bool) -> Result<ExitCode, Failure>
     );
     output::print(as_json, answer, &[line]);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives the root directory to whoever formats, who could not write to it otherwise.
+fn own_root(entries: &mut [(Table, Vec<u8>, Vec<u8>)]) -> Result<(), Failure> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    for (_, _, value) in entries.iter_mut().filter(|(table, _, _)| *table == Table::Inode) {
+        let inode =
+            Inode::decode(value).map_err(|e| Failure::new("E_FORMAT", Exit::Failed, e.to_string()))?;
+        *value = Inode { uid, gid, ..inode }.encode();
+    }
+    Ok(())
 }
 
 fn make_image(args: &FormatArgs, size: &str) -> Result<(), Failure> {

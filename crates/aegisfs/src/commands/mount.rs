@@ -3,7 +3,8 @@
 use crate::cli::MountArgs;
 use crate::failure::{Exit, Failure};
 use crate::mount_options::Options;
-use crate::{control, daemon, output, places};
+use crate::settings::Settings;
+use crate::{control, daemon, devices, output, places};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -14,22 +15,55 @@ const READY: &str = "ready";
 /// Set for the daemon, so that it tells whoever started it.
 const TELL: &str = "AEGISFS_TELL_PARENT";
 
-/// Mounts.
+/// What a mount became of.
+pub(crate) struct Mounted {
+    device: PathBuf,
+    mount: PathBuf,
+    done: &'static str,
+}
+
+/// Mounts, and says so.
 pub(crate) fn run(args: &MountArgs, as_json: bool) -> Result<ExitCode, Failure> {
+    let Mounted { device, mount, done } = mount(args)?;
+    if !args.foreground {
+        let line = format!("{done} {} on {}", device.display(), mount.display());
+        let mut answer = json!({});
+        output::put_path(&mut answer, "device", &device);
+        output::put_path(&mut answer, "mount", &mount);
+        output::print(as_json, answer, &[line]);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Mounts; in the foreground it returns when the mount is gone.
+pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
     let source = args.device.to_string_lossy().into_owned();
     let options = Options::parse(&args.options, &source)?;
-    let mount = prepare_mount_point(&args.mount, options.nonempty)?;
-    if args.foreground {
-        return serve(args, &mount, &options);
+    if options.remount {
+        let mount = places::canonical(args.mount.as_ref().unwrap_or(&args.device));
+        let device = super::remount::run(&mount, &args.options)?;
+        return Ok(Mounted { device, mount, done: "remounted" });
     }
-    if !args.device.exists() {
-        let message = format!("{} is not there", args.device.display());
+    let Some(directory) = &args.mount else {
+        return Err(
+            Failure::usage("the directory to mount on is missing").hint("say aegisfs mount DEVICE MNT")
+        );
+    };
+    let settings = Settings::load(args.config.as_deref(), &args.settings)?;
+    let mount = prepare_mount_point(directory, options.nonempty)?;
+    let device = devices::resolve(&args.device)?;
+    if !device.exists() {
+        let message = format!("{} is not there", device.display());
         return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
     }
-    start_daemon(args, &mount)?;
-    let line = format!("mounted {} on {}", args.device.display(), mount.display());
-    output::print(as_json, json!({ "device": args.device, "mount": mount }), &[line]);
-    Ok(ExitCode::SUCCESS)
+    let device = std::fs::canonicalize(device)?;
+    if args.foreground {
+        serve(&device, &mount, &options, settings)?;
+    } else {
+        start_daemon(args, &device, &mount, settings.file())?;
+        devices::remember(&device);
+    }
+    Ok(Mounted { device, mount, done: "mounted" })
 }
 
 /// The log of a mount, named after its mount point.
@@ -38,7 +72,7 @@ fn log_path(mount: &Path) -> PathBuf {
     places::log_folder().join(format!("{}.log", if name.is_empty() { "root" } else { &name }))
 }
 
-fn serve(args: &MountArgs, mount: &Path, options: &Options) -> Result<ExitCode, Failure> {
+fn serve(device: &Path, mount: &Path, options: &Options, settings: Settings) -> Result<(), Failure> {
     let log = log_path(mount);
     let telling = std::env::var_os(TELL).is_some();
     if telling {
@@ -46,24 +80,34 @@ fn serve(args: &MountArgs, mount: &Path, options: &Options) -> Result<ExitCode, 
         let _ = rustix::process::setsid();
     }
     daemon::settle_process(&log)?;
-    daemon::run(&args.device, mount, options, &log, || {
+    daemon::run(device, mount, options, settings, &log, || {
         if telling {
             let mut out = std::io::stdout();
             let _ = writeln!(out, "{READY}");
             let _ = out.flush();
         }
-    })?;
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// Starts the daemon and waits for its word.
-fn start_daemon(args: &MountArgs, mount: &Path) -> Result<(), Failure> {
+fn start_daemon(args: &MountArgs, device: &Path, mount: &Path, config: Option<&Path>) -> Result<(), Failure> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--json").arg("mount").arg("--foreground");
+    let word = args.device.to_string_lossy();
+    if devices::is_tag(&args.device) && !word.contains(',') {
+        // The kernel lists the word itself, so that mount -a finds its line of fstab mounted.
+        command.arg("-o").arg(format!("fsname={word}"));
+    }
     for options in &args.options {
         command.arg("-o").arg(options);
     }
-    let device = std::fs::canonicalize(&args.device)?;
+    for setting in &args.settings {
+        command.arg("--set").arg(setting);
+    }
+    // The daemon reads the same file, wherever it runs.
+    if let Some(config) = config {
+        command.arg("--config").arg(std::path::absolute(config)?);
+    }
     command.arg(device).arg(mount).env(TELL, "1").current_dir("/");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let out = child.stdout.take().expect("it was asked for");
@@ -96,7 +140,7 @@ fn start_daemon(args: &MountArgs, mount: &Path) -> Result<(), Failure> {
 fn prepare_mount_point(path: &Path, nonempty: bool) -> Result<PathBuf, Failure> {
     // Attributes may come from the kernel's memory long after the daemon died; this question never does.
     match rustix::fs::statfs(path) {
-        Err(rustix::io::Errno::NOTCONN) => aegisfs_fuse::unmount(path, true)?,
+        Err(rustix::io::Errno::NOTCONN) => aegisfs_fuse::unmount(&places::canonical(path), true)?,
         Err(rustix::io::Errno::NOENT) => {
             let message = format!("mount point {} is not there", path.display());
             return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message).hint("make it with mkdir"));

@@ -1,13 +1,15 @@
 //! status: what is mounted, and how it is doing.
 
 use crate::failure::{Exit, Failure};
-use crate::{control, output};
+use crate::{control, devices, output};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Shows one mount, or all.
 pub(crate) fn run(target: Option<&Path>, as_json: bool) -> Result<ExitCode, Failure> {
+    let target = target.map(devices::resolve).transpose()?;
+    let target = target.as_deref();
     let found = control::find(target);
     if let Some(target) = target {
         let Some(client) = found.first() else {
@@ -26,15 +28,23 @@ pub(crate) fn run(target: Option<&Path>, as_json: bool) -> Result<ExitCode, Fail
     Ok(ExitCode::SUCCESS)
 }
 
+fn state(status: &Value) -> &'static str {
+    match (status["attached"].as_bool(), status["read_only"].as_bool()) {
+        (Some(false), _) => "detached, still in use",
+        (_, Some(true)) => "read-only",
+        _ => "read-write",
+    }
+}
+
 fn lines(status: &Value) -> Vec<String> {
     let text = |key: &str| status[key].as_str().unwrap_or("?").to_owned();
     let mut lines = vec![
-        format!("{} on {}", text("device"), text("mount")),
+        format!("{} on {} ({})", text("device"), text("mount"), state(status)),
         format!("  pool     {}", text("pool")),
         format!("  daemon   process {}, log {}", status["pid"], text("log")),
         format!("  unsaved  {} bytes", status["dirty_bytes"]),
     ];
-    if let Some(reason) = status["read_only_reason"].as_str() {
+    if let Some(reason) = status["poisoned"].as_str() {
         lines.push(format!("  READ-ONLY: {reason}"));
     }
     if let Some(opcodes) = status["opcodes"].as_object() {

@@ -4,8 +4,9 @@
 //! writing it but does not wait. So every file of the mount that some process has open is fsynced first, and
 //! then the daemon makes durable all that has reached it.
 
-use crate::failure::{Exit, Failure};
-use crate::{control, output};
+use crate::commands::living;
+use crate::failure::Failure;
+use crate::output;
 use serde_json::json;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,10 +14,7 @@ use std::process::ExitCode;
 
 /// Syncs a mount.
 pub(crate) fn run(mount: &Path, as_json: bool) -> Result<ExitCode, Failure> {
-    let daemon = control::find(Some(mount)).pop().ok_or_else(|| {
-        let message = format!("{} is not an AegisFS mount with a living daemon", mount.display());
-        Failure::new("E_NOT_FOUND", Exit::NotFound, message)
-    })?;
+    let daemon = living(mount)?;
     let device = std::fs::metadata(mount)?.dev();
     let mut files = 0u64;
     for path in open_files() {
@@ -28,7 +26,9 @@ pub(crate) fn run(mount: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     }
     daemon.call("POST", "/v1/sync")?;
     let line = format!("synced {}", mount.display());
-    output::print(as_json, json!({ "mount": mount, "open_files": files }), &[line]);
+    let mut answer = json!({ "open_files": files });
+    output::put_path(&mut answer, "mount", mount);
+    output::print(as_json, answer, &[line]);
     Ok(ExitCode::SUCCESS)
 }
 

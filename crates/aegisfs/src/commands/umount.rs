@@ -2,9 +2,11 @@
 
 use crate::cli::UmountArgs;
 use crate::failure::{Exit, Failure};
-use crate::{control, output};
+use crate::{control, output, places};
 use rustix::process::{Pid, test_kill_process};
 use serde_json::json;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -16,17 +18,19 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(crate) fn run(args: &UmountArgs, as_json: bool) -> Result<ExitCode, Failure> {
     let path = &args.mount;
     let daemon = control::find(Some(path)).pop();
-    let canonical = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    let canonical = places::canonical(path);
     if !aegisfs_fuse::is_fuse_mount(&canonical) {
         let message = format!("{} is not an AegisFS mount", path.display());
         return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
     }
-    // Without a daemon nobody will ever answer: the mount can only be detached.
-    let lazy = args.lazy || daemon.is_none();
+    // Without its daemon a mount can only be detached. Attributes may come from the kernel's memory long after
+    // the daemon died; this question never does.
+    let dead = rustix::fs::statfs(&canonical).is_err_and(|error| error == rustix::io::Errno::NOTCONN);
+    let lazy = args.lazy || dead;
     if let Err(error) = aegisfs_fuse::unmount(&canonical, lazy) {
         let failure = Failure::from(error);
         if failure.exit == Exit::Busy {
-            return Err(failure.hint(holders(&canonical)));
+            return Err(failure.hint(format!("{}; --lazy detaches it at once", holders(&canonical))));
         }
         return Err(failure);
     }
@@ -36,7 +40,9 @@ pub(crate) fn run(args: &UmountArgs, as_json: bool) -> Result<ExitCode, Failure>
         wait_for(pid)?;
     }
     let line = format!("unmounted {}", path.display());
-    output::print(as_json, json!({ "mount": path }), &[line]);
+    let mut answer = json!({ "lazy": lazy });
+    output::put_path(&mut answer, "mount", path);
+    output::print(as_json, answer, &[line]);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -52,23 +58,36 @@ fn wait_for(pid: Pid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Who has something open below a mount point.
-fn holders(mount: &Path) -> String {
+/// Who has something open or mapped below a mount point, or stands in it.
+pub(super) fn holders(mount: &Path) -> String {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
+        if pid == std::process::id() {
+            continue;
+        }
         let folder = process.path();
         let links = ["cwd", "root", "exe"].map(|name| folder.join(name)).into_iter();
         let open = std::fs::read_dir(folder.join("fd")).into_iter().flatten().flatten().map(|fd| fd.path());
-        let holds =
+        let mut holds =
             links.chain(open).any(|link| std::fs::read_link(link).is_ok_and(|to| to.starts_with(mount)));
+        holds |= maps(&folder.join("maps"), mount);
         if holds {
             let name = std::fs::read_to_string(folder.join("comm")).unwrap_or_default();
             found.push(format!("{} ({pid})", name.trim()));
         }
     }
     if found.is_empty() {
-        return "something below it is in use; --lazy detaches it at once".into();
+        return "something below it is in use".into();
     }
-    format!("in use by {}; --lazy detaches it at once", found.join(", "))
+    format!("in use by {}", found.join(", "))
+}
+
+/// Whether a list of mappings has a file below a mount point; the path follows five other fields.
+fn maps(list: &Path, mount: &Path) -> bool {
+    let list = std::fs::read(list).unwrap_or_default();
+    list.split(|byte| *byte == b'\n').any(|line| {
+        let start = line.iter().position(|byte| *byte == b'/');
+        start.is_some_and(|start| Path::new(OsStr::from_bytes(&line[start..])).starts_with(mount))
+    })
 }

@@ -1,17 +1,15 @@
 //! usage: where the space is.
 
-use crate::failure::{Exit, Failure};
-use crate::{control, output};
+use crate::commands::living;
+use crate::failure::Failure;
+use crate::output;
 use aegisfs_base::units::format_size;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Shows where a mount's space is.
 pub(crate) fn run(mount: &Path, as_json: bool) -> Result<ExitCode, Failure> {
-    let daemon = control::find(Some(mount)).pop().ok_or_else(|| {
-        let message = format!("{} is not an AegisFS mount with a living daemon", mount.display());
-        Failure::new("E_NOT_FOUND", Exit::NotFound, message)
-    })?;
+    let daemon = living(mount)?;
     let usage = daemon.call("GET", "/v1/usage")?;
     let size = |key: &str| format_size(usage[key].as_u64().unwrap_or(0));
     let lines = vec![

@@ -2,7 +2,7 @@
 
 use super::http;
 use crate::failure::{Exit, Failure};
-use crate::places;
+use crate::{output, places};
 use serde_json::Value;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -49,12 +49,10 @@ impl Client {
 
 /// Live daemons that serve a mount point or a device; all when neither is given.
 pub(crate) fn find(target: Option<&Path>) -> Vec<Client> {
-    let wanted = target.map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()));
+    let wanted = target.map(places::canonical);
     let serves = |client: &Client| {
         wanted.as_ref().is_none_or(|wanted| {
-            ["mount", "device"]
-                .iter()
-                .any(|key| client.status[*key].as_str().is_some_and(|s| Path::new(s) == wanted))
+            ["mount", "device"].iter().any(|name| output::names_path(&client.status, name, wanted))
         })
     };
     places::sockets().iter().filter_map(|socket| Client::open(socket)).filter(serves).collect()

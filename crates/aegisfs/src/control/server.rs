@@ -1,6 +1,7 @@
 //! The daemon's end of the socket.
 
 use super::http;
+use crate::places;
 use serde_json::{Value, json};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -22,6 +23,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn usage(&self) -> Result<Value, String>;
     /// Makes everything durable.
     fn sync(&self) -> Result<(), String>;
+    /// The same, and moves it where it stays: the log is empty afterwards.
+    fn checkpoint(&self) -> Result<(), String>;
 }
 
 /// The listening thread.
@@ -38,8 +41,7 @@ impl Server {
     /// When the socket cannot be made.
     pub(crate) fn start(path: &Path, service: Arc<dyn Service>) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
+            places::make_private(folder)?;
         }
         // Whoever holds the pool's devices is the only one to listen here: a socket left over is dead.
         match std::fs::remove_file(path) {
@@ -88,6 +90,7 @@ fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
         ("GET", "/v1/status") => Ok(service.status()),
         ("GET", "/v1/usage") => service.usage(),
         ("POST", "/v1/sync") => service.sync().map(|()| json!({})),
+        ("POST", "/v1/checkpoint") => service.checkpoint().map(|()| json!({})),
         _ => {
             let body = json!({ "status": 404, "title": format!("there is no {method} {path}") });
             return http::write(stream, "HTTP/1.1 404 Not Found", &body.to_string());

@@ -7,5 +7,9 @@
 
 mod bad_input;
 mod lifecycle;
+mod mounting;
+mod requirements;
+mod requirements_bytes;
+mod requirements_sync;
 mod stage;
 mod suites;

@@ -109,6 +109,11 @@ impl Stage {
         must(AEGISFS, &["mount", "-o", options, &self.device, &self.mnt()]);
     }
 
+    /// The daemon's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.json("status")["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process number")
+    }
+
     pub(crate) fn umount(&self) {
         must(AEGISFS, &["umount", &self.mnt()]);
     }
@@ -148,6 +153,38 @@ impl Drop for Stage {
         let _ = run("bash", &["-c", &waiting]);
         if let Some(device) = &self.loop_device {
             let _ = run("losetup", &["-d", device]);
+        }
+    }
+}
+
+/// Lets mount(8) find the program when it remounts; one test at a time has it.
+pub(crate) struct RemountHelper {
+    installed: bool,
+    _turn: std::fs::File,
+}
+
+impl RemountHelper {
+    /// Where mount(8) looks.
+    const PATH: &str = "/sbin/mount.fuse.aegisfs";
+
+    pub(crate) fn install() -> Self {
+        let turn = std::fs::File::create("/run/aegisfs-test-remount.lock").expect("a lock of the tests");
+        turn.lock().expect("a turn");
+        // A test that was killed leaves one that leads nowhere, or to its own program.
+        let left = std::fs::symlink_metadata(Self::PATH).is_ok_and(|found| found.is_symlink());
+        let packaged = std::fs::read_link(Self::PATH).is_ok_and(|to| to.starts_with("/usr"));
+        if left && !packaged {
+            std::fs::remove_file(Self::PATH).expect("the link of an earlier test goes");
+        }
+        let installed = std::os::unix::fs::symlink(AEGISFS, Self::PATH).is_ok();
+        Self { installed, _turn: turn }
+    }
+}
+
+impl Drop for RemountHelper {
+    fn drop(&mut self) {
+        if self.installed {
+            let _ = std::fs::remove_file(Self::PATH);
         }
     }
 }

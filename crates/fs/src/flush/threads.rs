@@ -1,14 +1,12 @@
 //! Threads that write files out when these have settled, grown large, or memory runs short.
 
+use super::Portion;
 use crate::fs::Fs;
 use crate::node::Node;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// A contiguous run of this size is worth writing without waiting for more.
-pub(crate) const RUN_BYTES_READY: usize = 4 << 20;
 
 /// The running threads; dropping it ends them after their current step.
 pub struct Flusher {
@@ -54,6 +52,7 @@ fn run(fs: &Fs, stop: &AtomicBool) {
             if !*wanted {
                 // With nothing dirty there is nothing to wait for but a signal.
                 if fs.dirty_bytes() == 0 && !fs.attributes_wait.load(Ordering::Acquire) {
+                    crate::buffers::trim();
                     fs.work.1.wait(&mut wanted);
                 } else {
                     fs.work.1.wait_for(&mut wanted, fs.options.settle / 2);
@@ -91,21 +90,23 @@ impl Fs {
         let now = self.clock.elapsed();
         let short = self.dirty_bytes() * 2 > self.options.dirty_bytes_max;
         let dirty = self.nodes.dirty();
-        let ready: Vec<Arc<Node>> = dirty
-            .iter()
-            .filter(|node| {
-                let state = node.state.read();
-                let settled = now.saturating_sub(state.written) >= self.options.settle
-                    || now.saturating_sub(state.dirty_since) >= AGE_MAX;
-                short || settled || state.overlay.longest() >= RUN_BYTES_READY
-            })
-            // Somebody is at it already.
-            .filter(|node| node.flushing.try_lock().is_some())
-            .cloned()
-            .collect();
+        let portion = |node: &Node| {
+            let state = node.state.read();
+            let settled = now.saturating_sub(state.written) >= self.options.settle
+                || now.saturating_sub(state.dirty_since) >= AGE_MAX;
+            if settled {
+                return Some(Portion::Whole);
+            }
+            let long = state.overlay.long_stretch(self.options.stream_bytes).map(|_| Portion::Stream);
+            long.or(short.then_some(Portion::Whole))
+        };
+        let mut ready: Vec<(&Node, Portion)> =
+            dirty.iter().filter_map(|node| Some((&**node, portion(node)?))).collect();
         if ready.len() < dirty.len() {
             self.attributes_wait.store(true, Ordering::Release);
         }
-        self.flush_nodes(&ready)
+        // Somebody is at it already.
+        ready.retain(|(node, _)| node.flushing.try_lock().is_some());
+        self.flush_nodes(ready.into_iter())
     }
 }

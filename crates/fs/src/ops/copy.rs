@@ -64,8 +64,11 @@ impl Fs {
         // Both have to lie in chunks first; a tiny file is copied byte by byte.
         self.flush_node(source)?;
         self.flush_node(target)?;
-        if source.state.read().inode.inline || target.state.read().inode.inline {
+        if source.state.read().inode.inline {
             return self.copy_bytes(source, target, (from, to), length);
+        }
+        if target.state.read().inode.inline {
+            self.outline(target)?;
         }
         let flushing = target.flushing.lock();
         let mut locked = super::Locked::new(&[source, target]);
@@ -127,6 +130,21 @@ impl Fs {
             });
         }
         Ok((references, end))
+    }
+
+    /// Moves what lies beside an inode into rows, so that other chunks can lie beside it.
+    fn outline(&self, node: &Node) -> Result<(), FsError> {
+        let flushing = node.flushing.lock();
+        {
+            let mut state = node.state.write();
+            let before = state.overlay.waiting_bytes();
+            state.outlined = true;
+            state.overlay.mark_new();
+            self.count_waiting(before, state.overlay.waiting_bytes());
+        }
+        let outcome = self.flush_locked(node, flushing);
+        node.state.write().outlined = false;
+        outcome
     }
 
     fn copy_bytes(

@@ -1,7 +1,7 @@
 //! write: bytes into memory, under the bound on what may wait there.
 
 use crate::FsError;
-use crate::flush::RUN_BYTES_READY;
+use crate::flush::Portion;
 use crate::fs::Fs;
 use crate::handle::HandleId;
 use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
@@ -59,9 +59,11 @@ impl Fs {
         if was_clean {
             state.dirty_since = state.written;
         }
-        let ready = run >= RUN_BYTES_READY;
+        let ready = run as u64 >= self.options.stream_bytes;
         drop(state);
-        if was_clean || ready {
+        if ready && !self.options.background {
+            self.flush_nodes(std::iter::once((&*node, Portion::Stream)))?;
+        } else if was_clean || ready {
             self.wake_flusher();
         }
         Ok(data.len())

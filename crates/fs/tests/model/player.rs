@@ -82,7 +82,12 @@ impl Player {
         let clock: Arc<ManualClock> = Arc::clone(&self.clock);
         let (store, recovered) = open(pool, &options, clock, &self.rng).expect("the store opens");
         assert_eq!(recovered.read_only, None);
-        let options = FsOptions { background: false, dirty_bytes_max: 300 << 10, ..FsOptions::default() };
+        let options = FsOptions {
+            background: false,
+            dirty_bytes_max: 600 << 10,
+            stream_bytes: 260 << 10,
+            ..FsOptions::default()
+        };
         self.fs = Some(Fs::mount(Arc::new(store), options).expect("it mounts"));
     }
 

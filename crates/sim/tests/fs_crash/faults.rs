@@ -1,8 +1,11 @@
 //! One device call fails, whichever: errors are told, nothing promised is lost, nothing reads wrong.
 
-use crate::history::{self, History, Outcome, Shape};
-use crate::oracle::{Known, judge_known};
+use crate::history::{self, History, Outcome, Shape, mount};
+use crate::oracle::{Known, judge_known, judge_mounted};
+use aegisfs_base::{Rng, SeededRng};
 use aegisfs_device::{Fault, Operation};
+use aegisfs_fs::{Kind, MakeOptions, ROOT};
+use aegisfs_pool::OpenOptions;
 use aegisfs_sim::{CrashPoint, PowerCutter, SimWorld};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -88,5 +91,66 @@ fn one_of_two_mirrors_may_fail_at_any_call() {
     for seed in 507..508 {
         let calls = sweep(&shape, seed, |n| Fault { operation: None, ..Fault::once(Operation::Read, n) });
         println!("mirrored, seed {seed}: each of {calls} calls failed once");
+    }
+}
+
+/// The power is cut, and while the log is replayed one read fails: it is refused, or nothing is missing.
+#[test]
+fn any_read_may_fail_while_it_opens() {
+    let shape = Shape { devices: 1, operations: 40, ..Shape::default() };
+    let history = History::run(&shape, 510);
+    let trace = history.world.trace();
+    let mut cutter = PowerCutter::new(&trace);
+    let (mut opened, mut refused) = (0, 0);
+    for point in aegisfs_sim::crash_points(trace.events(), 6, 510) {
+        let known = Known::of(&history, point);
+        for n in 0.. {
+            let world = cutter.cut(point);
+            world.device(0).plan(Fault::once(Operation::Read, n));
+            let mounted = mount(world.devices(), &SeededRng::new(n), OpenOptions::default());
+            if world.device(0).planned() > 0 {
+                break;
+            }
+            let told = |why| {
+                panic!("point {point}, read {n} failed: {why}\nhistory:\n{}", history.story());
+            };
+            match mounted {
+                Ok(fs) => {
+                    judge_mounted(&history, &known, &fs).unwrap_or_else(told);
+                    opened += 1;
+                }
+                Err(_) => refused += 1,
+            }
+            world.restart();
+            judge(&history, &known, &world, n).unwrap_or_else(told);
+        }
+    }
+    println!("{opened} times it opened, {refused} times it was refused");
+    assert!(opened > 0 && refused > 0);
+}
+
+/// The same where the last thing synced is a row: it is no longer in the log itself.
+#[test]
+fn any_read_of_a_synced_row_may_fail_while_it_opens() {
+    let (world, rng) = history::format(&SHORT, 511);
+    let fs = mount(world.devices(), &rng, OpenOptions::default()).expect("it mounts");
+    let made = fs.make(ROOT, b"synced", Kind::File, &MakeOptions::default()).expect("room");
+    let handle = fs.open(made.id).expect("it is there");
+    let mut data = vec![0; 150 << 10];
+    rng.fill(&mut data);
+    fs.write(handle, 0, &data).expect("room");
+    fs.fsync(handle).expect("it syncs");
+    drop(fs);
+    for n in 0.. {
+        let world = SimWorld::from_images(vec![world.device(0).image()]);
+        world.device(0).plan(Fault::once(Operation::Read, n));
+        let mounted = mount(world.devices(), &rng, OpenOptions::default());
+        if world.device(0).planned() > 0 {
+            assert!(n > 10, "{n} reads are too few");
+            break;
+        }
+        let Ok(fs) = mounted else { continue };
+        let found = fs.peek(ROOT, b"synced").unwrap_or_else(|e| panic!("read {n} failed, and then: {e}"));
+        assert!(history::read_all(&fs, found.id).is_ok_and(|found| found == data), "read {n} failed");
     }
 }

@@ -1,6 +1,7 @@
 //! Seeded histories: random operations on a real filesystem, with what each one promised.
 
 use crate::player::Player;
+use aegisfs_base::sabotage::{catch_up, forget_late};
 use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
 use aegisfs_device::Device;
 use aegisfs_fs::{Fs, FsError, FsOptions, ROOT};
@@ -87,13 +88,20 @@ pub(crate) fn mount(
     rng: &dyn Rng,
     options: OpenOptions,
 ) -> Result<Fs, String> {
+    // What a missing safeguard put off died with the process that would have done it.
+    forget_late();
     let (pool, _) = Pool::open(devices, options).map_err(|e| format!("the pool does not open: {e}"))?;
     let (store, recovered) = open(pool, &store_options(), Arc::new(ManualClock::default()), rng)
         .map_err(|e| format!("the store does not open: {e}"))?;
     if let Some(reason) = recovered.read_only {
         return Err(format!("it opens for reading only: {reason}"));
     }
-    let fs_options = FsOptions { background: false, dirty_bytes_max: 600 << 10, ..FsOptions::default() };
+    let fs_options = FsOptions {
+        background: false,
+        dirty_bytes_max: 600 << 10,
+        stream_bytes: 260 << 10,
+        ..FsOptions::default()
+    };
     Fs::mount(Arc::new(store), fs_options).map_err(|e| format!("it does not mount: {e}"))
 }
 
@@ -194,6 +202,7 @@ impl History {
             history.promises.push(deed.promise);
             history.story.push(deed.story);
         }
+        catch_up();
         for (id, content) in &player.contents {
             if fs.getattr(*id).is_ok() {
                 assert!(

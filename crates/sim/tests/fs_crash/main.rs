@@ -11,18 +11,18 @@ mod degraded;
 mod faults;
 mod history;
 mod nested;
+mod old_records;
 mod oracle;
 mod player;
 mod switches;
 
-use aegisfs_sim::{Plan, explore};
+use aegisfs_sim::{Plan, explore, tell};
 use history::{History, Shape};
 
 /// Points per history in an ordinary run; `AEGISFS_SIM_POINTS` in the environment replaces it.
 const POINTS: u64 = 250;
 
-fn survive(shape: Shape, seeds: std::ops::Range<u64>) {
-    let started = std::time::Instant::now();
+fn survive(suite: &str, shape: Shape, seeds: std::ops::Range<u64>) {
     let mut points = 0;
     for seed in seeds {
         let plan = Plan::from_env(seed, POINTS);
@@ -34,27 +34,36 @@ fn survive(shape: Shape, seeds: std::ops::Range<u64>) {
             Err(failure) => panic!("{shape:?}: {failure}\nhistory:\n{}", history.story()),
         }
     }
-    println!("{shape:?}: {points} crash points survived in {:.1} s", started.elapsed().as_secs_f64());
+    tell(suite, points);
 }
 
 #[test]
 fn short_histories_on_one_device() {
-    survive(Shape { devices: 1, operations: 25, ..Shape::default() }, 0..8);
+    survive("short histories on one device", Shape { devices: 1, operations: 25, ..Shape::default() }, 0..8);
 }
 
 #[test]
 fn long_histories_on_one_device() {
-    survive(Shape { devices: 1, operations: 150, ..Shape::default() }, 100..104);
+    survive(
+        "long histories on one device",
+        Shape { devices: 1, operations: 150, ..Shape::default() },
+        100..104,
+    );
 }
 
 #[test]
 fn histories_on_two_mirrored_devices() {
-    survive(Shape { devices: 2, operations: 40, ..Shape::default() }, 200..204);
+    survive(
+        "histories on two mirrored devices",
+        Shape { devices: 2, operations: 40, ..Shape::default() },
+        200..204,
+    );
 }
 
 #[test]
 fn histories_that_wrap_the_log() {
     survive(
+        "histories that wrap the log",
         Shape { devices: 1, operations: 120, log_pieces: 2, large: true, device_bytes: 10 << 20 },
         300..303,
     );

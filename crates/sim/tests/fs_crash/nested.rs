@@ -4,7 +4,7 @@ use crate::history::{self, History, Shape, mount};
 use crate::oracle::{Known, judge_known};
 use aegisfs_base::SeededRng;
 use aegisfs_pool::OpenOptions;
-use aegisfs_sim::{CrashPoint, Plan, PowerCutter, crash_points, explore};
+use aegisfs_sim::{CrashPoint, Plan, PowerCutter, crash_points, explore, tell};
 
 /// First cuts per history.
 const CUTS: u64 = 12;
@@ -23,7 +23,7 @@ fn a_recovery_may_be_cut_at_any_event() {
             points += cut_recovery(&history, cutter.cut(first), first, seed);
         }
     }
-    println!("{points} cuts within recoveries survived");
+    tell("cuts within recoveries", points);
 }
 
 fn cut_recovery(history: &History, world: aegisfs_sim::SimWorld, first: CrashPoint, seed: u64) -> u64 {

@@ -2,7 +2,7 @@
 
 use crate::stage::{self, Contents, check, history, open};
 use aegisfs_base::SeededRng;
-use aegisfs_sim::{CrashPoint, Failure, Plan, PowerCutter, SimWorld, Trace, crash_points, explore};
+use aegisfs_sim::{CrashPoint, Failure, Plan, PowerCutter, SimWorld, Trace, crash_points, explore, tell};
 
 const SEED: u64 = 11;
 
@@ -46,12 +46,14 @@ pub(crate) fn explore_commits(devices: usize, plan: &Plan) -> Result<u64, Failur
 
 #[test]
 fn commits_on_one_device() {
-    explore_commits(1, &Plan::from_env(SEED, 900)).unwrap_or_else(|failure| panic!("{failure}"));
+    let passed = explore_commits(1, &Plan::from_env(SEED, 900));
+    tell("commits on one device", passed.unwrap_or_else(|failure| panic!("{failure}")));
 }
 
 #[test]
 fn commits_on_two_mirrored_devices() {
-    explore_commits(2, &Plan::from_env(SEED, 700)).unwrap_or_else(|failure| panic!("{failure}"));
+    let passed = explore_commits(2, &Plan::from_env(SEED, 700));
+    tell("commits on two mirrored devices", passed.unwrap_or_else(|failure| panic!("{failure}")));
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! A small pool with a database on it, what is done to them, and what must be found afterwards.
 
 use aegisfs_base::{ManualClock, Rng, SeededRng};
-use aegisfs_kv::{Backing, OrderedKv, RedbKv, TableId};
-use aegisfs_pool::{CreateOptions, Database, OpenOptions, Opening, Pool, PoolError};
+use aegisfs_kv::{OrderedKv, RedbKv, TableId};
+use aegisfs_pool::{CreateOptions, Database, OnPool, OpenOptions, Opening, Pool, PoolError};
 use aegisfs_sim::{SimWorld, Trace};
 use std::collections::BTreeMap;
-use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -18,32 +17,6 @@ const CACHE_BYTES: usize = 64 << 10;
 
 /// What the database's table holds.
 pub(crate) type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
-
-/// A database that its test can still ask after the engine took it.
-#[derive(Clone, Debug)]
-pub(crate) struct Shared(pub(crate) Arc<Database>);
-
-impl Backing for Shared {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
-    }
-}
 
 /// An open pool with its database.
 pub(crate) struct Stage {
@@ -71,7 +44,7 @@ pub(crate) fn create_on(sizes: &[u64], seed: u64) -> (SimWorld, Stage) {
     let clock = ManualClock::default();
     let pool = Pool::create(world.devices(), &options(), &clock, &SeededRng::new(seed)).expect("room enough");
     let database = Arc::new(Database::new(Arc::clone(&pool), 0, 2));
-    let kv = RedbKv::create(Shared(Arc::clone(&database)), CACHE_BYTES).expect("nothing fails");
+    let kv = RedbKv::create(OnPool(Arc::clone(&database)), CACHE_BYTES).expect("nothing fails");
     pool.publish_new().expect("nothing fails");
     world.settle();
     (world, Stage { pool, database, kv, opening: Opening::default() })
@@ -92,7 +65,7 @@ pub(crate) fn open_with(
         pool.begin_incarnation(&SeededRng::new(seed)).map_err(|e| format!("beginning a life: {e}"))?;
     }
     let database = Arc::new(Database::new(Arc::clone(&pool), 0, 2));
-    let backing = Shared(Arc::clone(&database));
+    let backing = OnPool(Arc::clone(&database));
     let kv = if options.read_only {
         RedbKv::open_read_only(backing, CACHE_BYTES)
     } else {

@@ -7,7 +7,7 @@ use aegisfs_format::layout::{
     HEADER_AREA_BYTES, MAP_ZONE_BYTES, SUPERBLOCK_BYTES, map_zone_offset, superblock_offset,
 };
 use aegisfs_pool::{OpenOptions, Pool};
-use aegisfs_sim::{CrashPoint, Failure, Plan, SimWorld, Trace, explore};
+use aegisfs_sim::{CrashPoint, Failure, Plan, SimWorld, Trace, explore, tell};
 use std::sync::Arc;
 
 const SEED: u64 = 21;
@@ -70,12 +70,13 @@ pub(crate) fn explore_lives(devices: usize, plan: &Plan) -> Result<u64, Failure>
 #[test]
 fn lives_begin_and_end_on_one_device() {
     let passed = explore_lives(1, &Plan::from_env(SEED, 2_000)).unwrap_or_else(|failure| panic!("{failure}"));
-    eprintln!("lives on one device: {passed} cuts");
+    tell("lives on one device", passed);
 }
 
 #[test]
 fn lives_begin_and_end_on_two_devices() {
-    explore_lives(2, &Plan::from_env(SEED, 2_000)).unwrap_or_else(|failure| panic!("{failure}"));
+    let passed = explore_lives(2, &Plan::from_env(SEED, 2_000)).unwrap_or_else(|failure| panic!("{failure}"));
+    tell("lives on two devices", passed);
 }
 
 fn destroy(device: &dyn Device, offset: u64, bytes: usize, rng: &SeededRng) {

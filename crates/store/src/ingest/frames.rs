@@ -2,9 +2,10 @@
 
 use crate::rows::Frame;
 use aegisfs_base::ChunkId;
-use aegisfs_chunk::{Compression, Compressor};
-use rayon::prelude::*;
+use aegisfs_chunk::{Codec, Compression, Compressor};
+use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 /// Chunks smaller than this share a frame with their neighbours.
 const SHARED_BELOW: usize = 64 << 10;
@@ -25,20 +26,41 @@ thread_local! {
     static COMPRESSOR: RefCell<Option<(Compression, Compressor)>> = const { RefCell::new(None) };
 }
 
-/// Groups chunks into frames and compresses them, on several threads when it pays.
-pub(super) fn compress(
-    chunks: &[NewChunk<'_>],
+/// Groups chunks into frames, compresses them, on several threads when it pays, and hands them on in order
+/// as soon as each is ready.
+pub(super) fn compress<'d, E: Send>(
+    chunks: &[NewChunk<'d>],
     compression: Compression,
     workers: Option<&rayon::ThreadPool>,
-) -> Vec<Frame> {
+    mut take: impl FnMut(Frame<'d>) -> Result<(), E>,
+) -> Result<(), E> {
     let groups = group(chunks);
     let total: usize = chunks.iter().map(|c| c.data.len()).sum();
-    match workers {
-        Some(workers) if total >= PARALLEL_BYTES_MIN && groups.len() > 1 => {
-            workers.install(|| groups.par_iter().map(|group| compress_one(group, compression)).collect())
+    let Some(workers) = workers.filter(|_| total >= PARALLEL_BYTES_MIN && groups.len() > 1) else {
+        return groups.iter().try_for_each(|group| take(compress_one(group, compression)));
+    };
+    // The caller writes the first frames while the others are still being compressed.
+    let (sender, receiver) = std::sync::mpsc::channel();
+    workers.in_place_scope(|scope| {
+        for (number, group) in groups.iter().enumerate() {
+            let sender = sender.clone();
+            scope.spawn(move |_| {
+                // Nobody listens any more when writing failed.
+                let _ = sender.send((number, compress_one(group, compression)));
+            });
         }
-        _ => groups.iter().map(|group| compress_one(group, compression)).collect(),
-    }
+        drop(sender);
+        let mut early = BTreeMap::new();
+        let mut next = 0;
+        for (number, frame) in &receiver {
+            early.insert(number, frame);
+            while let Some(frame) = early.remove(&next) {
+                take(frame)?;
+                next += 1;
+            }
+        }
+        Ok(())
+    })
 }
 
 fn group<'c, 'd>(chunks: &'c [NewChunk<'d>]) -> Vec<&'c [NewChunk<'d>]> {
@@ -62,30 +84,28 @@ fn group<'c, 'd>(chunks: &'c [NewChunk<'d>]) -> Vec<&'c [NewChunk<'d>]> {
     groups
 }
 
-fn compress_one(group: &[NewChunk<'_>], compression: Compression) -> Frame {
-    let mut joined = Vec::new();
+fn compress_one<'d>(group: &[NewChunk<'d>], compression: Compression) -> Frame<'d> {
     let mut entries = Vec::with_capacity(group.len());
     let mut offset = 0u32;
     for chunk in group {
         entries.push((chunk.chunk, chunk.hash, offset, chunk.data.len() as u32));
         offset += chunk.data.len() as u32;
     }
-    let plain: &[u8] = match group {
-        [only] => only.data,
-        several => {
-            joined.reserve(offset as usize);
-            several.iter().for_each(|chunk| joined.extend_from_slice(chunk.data));
-            &joined
-        }
+    let plain = match group {
+        [only] => Cow::Borrowed(only.data),
+        several => Cow::Owned(several.iter().map(|chunk| chunk.data).collect::<Vec<_>>().concat()),
     };
-    let mut stored = Vec::with_capacity(plain.len());
-    let codec = COMPRESSOR.with_borrow_mut(|slot| {
+    let shrunk = COMPRESSOR.with_borrow_mut(|slot| {
         let fresh = slot.as_ref().is_none_or(|(kind, _)| *kind != compression);
         if fresh {
             *slot = Some((compression, Compressor::new(compression)));
         }
         let (_, compressor) = slot.as_mut().expect("it was just put there");
-        compressor.compress(plain, &mut stored)
+        compressor.shrink(&plain).map(|(codec, stored)| (codec, stored.to_vec()))
     });
+    let (codec, stored) = match shrunk {
+        Some((codec, stored)) => (codec, Cow::Owned(stored)),
+        None => (Codec::Plain, plain),
+    };
     Frame { stored, plain_bytes: offset, codec: codec as u8, chunks: entries }
 }
