@@ -51,6 +51,17 @@ pub enum StoreError {
         /// The inode.
         inode: InodeId,
     },
+    /// A device failed while the newest changes were looked for; nothing was decided or written.
+    #[error(
+        "the intent log cannot be read at position {position}: {source}; the newest changes may stand there, so \
+         nothing was changed: try again, or mount it with -o ro to read what there is before them"
+    )]
+    LogUnread {
+        /// Where in the log, or behind which position a row is named.
+        position: u64,
+        /// The failure.
+        source: PoolError,
+    },
     /// There is no room.
     #[error("no space is left: {wanted} bytes are needed, {free} are free")]
     NoSpace {
@@ -85,7 +96,7 @@ impl StoreError {
     /// The class of fault.
     pub fn kind(&self) -> FaultKind {
         match self {
-            Self::Pool(source) => source.kind(),
+            Self::Pool(source) | Self::LogUnread { source, .. } => source.kind(),
             Self::Kv(source) => source.kind(),
             Self::Chunk(source) => source.kind(),
             Self::Format(_) | Self::Damaged { .. } | Self::Inconsistent { .. } => FaultKind::Corrupt,

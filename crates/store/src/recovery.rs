@@ -66,7 +66,7 @@ pub fn open(
     let mark = read_mark(&metadata)?;
     claim_segments(&pool, &metadata)?;
 
-    let mut replay = Replay::new(Arc::clone(&pool), &metadata, mark);
+    let mut replay = Replay::new(Arc::clone(&pool), &metadata, mark, read_only);
     let mut recovered = Recovered::default();
     replay.run(&mut recovered)?;
     if recovered.read_only.is_some() {

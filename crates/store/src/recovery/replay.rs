@@ -3,7 +3,8 @@
 //! Records form a chain. Up to the highest `flushed` that any record tells, nothing may be missing: a record
 //! that does not verify is read from its mirror, and if none verifies, that is damage and not the end. What
 //! is behind that point is the tail: its records count as long as the chain holds and the rows they mention
-//! are whole.
+//! are whole. A place that a device fails to read is neither: unless another copy answers, nothing is decided
+//! and nothing is written, or a passing failure would cut off what was acknowledged.
 
 use super::Recovered;
 use crate::StoreError;
@@ -21,7 +22,7 @@ use aegisfs_format::key::{self, Table};
 use aegisfs_format::log::{self, LogRecord, LogRecordHead, RowDependency};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::Segment;
-use aegisfs_pool::{LogRing, Placement, Pool};
+use aegisfs_pool::{LogRing, Placement, Pool, PoolError};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub(super) struct Replay<'a> {
     pool: Arc<Pool>,
     ring: LogRing,
     metadata: &'a Metadata,
+    /// Whether nothing will be written in any case.
+    read_only: bool,
     start: LogMark,
     /// The last sequence applied.
     pub(super) last: Sequence,
@@ -54,6 +57,35 @@ pub(super) struct TornCell {
     pub(super) bytes: Vec<u8>,
 }
 
+/// What the copies of something said when they were read.
+#[derive(Default)]
+struct Answers {
+    read: bool,
+    failure: Option<PoolError>,
+}
+
+impl Answers {
+    fn note<T>(&mut self, answer: Result<T, PoolError>) -> Option<T> {
+        match answer {
+            Ok(answer) => {
+                self.read = true;
+                Some(answer)
+            }
+            Err(failure) => {
+                self.failure = Some(failure);
+                None
+            }
+        }
+    }
+
+    /// The failure, when no copy could be read. One that could be is enough: what was acknowledged stands on
+    /// all of them.
+    fn none(self, position: u64) -> Option<StoreError> {
+        let failure = self.failure.filter(|_| !self.read)?;
+        Some(StoreError::LogUnread { position, source: failure })
+    }
+}
+
 /// A record that verifies, not yet applied.
 struct Found {
     head: LogRecordHead,
@@ -61,12 +93,13 @@ struct Found {
 }
 
 impl<'a> Replay<'a> {
-    pub(super) fn new(pool: Arc<Pool>, metadata: &'a Metadata, mark: LogMark) -> Self {
+    pub(super) fn new(pool: Arc<Pool>, metadata: &'a Metadata, mark: LogMark, read_only: bool) -> Self {
         let ring = LogRing::new(Arc::clone(&pool));
         Self {
             pool,
             ring,
             metadata,
+            read_only,
             start: mark,
             last: mark.applied,
             end: mark,
@@ -81,7 +114,7 @@ impl<'a> Replay<'a> {
         // Records whose durability no later record has confirmed yet.
         let mut waiting: VecDeque<Found> = VecDeque::new();
         let mut cursor = self.start;
-        while let Some(found) = self.find_next(&cursor)? {
+        while let Some(found) = self.find_next(&cursor).or_else(|error| self.unread(error, recovered))? {
             self.flushed = self.flushed.max(found.head.flushed);
             cursor = LogMark {
                 applied: found.head.sequences.1,
@@ -98,7 +131,8 @@ impl<'a> Replay<'a> {
                 break;
             }
         }
-        if let Some(beyond) = self.damage_behind(&cursor)?
+        let behind = self.damage_behind(&cursor).or_else(|error| self.unread(error, recovered));
+        if let Some(beyond) = behind?
             && !removed(Edge::LogDamageIsNotTail)
         {
             recovered.read_only = Some(format!(
@@ -109,7 +143,9 @@ impl<'a> Replay<'a> {
             tracing::error!(position = cursor.position, "the intent log is damaged");
         }
         for found in waiting {
-            if !self.rows_are_whole(&found.record)? {
+            let whole = self.rows_are_whole(&found.record).map(Some);
+            let whole = whole.or_else(|error| self.unread(error, recovered))?;
+            if whole != Some(true) {
                 self.cut = true;
                 break;
             }
@@ -119,12 +155,26 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// What a device failed to read is refused, or, where nothing is written anyway, taken for the end.
+    fn unread<T>(&self, error: StoreError, recovered: &mut Recovered) -> Result<Option<T>, StoreError> {
+        if !self.read_only || !matches!(error, StoreError::LogUnread { .. }) {
+            return Err(error);
+        }
+        tracing::error!(%error, "the newest changes may be missing");
+        recovered.read_only = Some(error.to_string());
+        Ok(None)
+    }
+
     /// The record that continues the chain: where the last one ended, or in the next piece.
     fn find_next(&self, cursor: &LogMark) -> Result<Option<Found>, StoreError> {
         let room = self.ring.room_in_piece(cursor.position);
+        let mut unread = None;
         for position in [cursor.position, cursor.position + room] {
+            let mut answers = Answers::default();
             for copy in 0..self.ring.copies() {
-                let Some((head, bytes)) = self.read_at(position, copy) else { continue };
+                let Some((head, bytes)) = answers.note(self.read_at(position, copy)).flatten() else {
+                    continue;
+                };
                 let continues = head.position == position
                     && (head.incarnation == cursor.incarnation || removed(Edge::LogIncarnation))
                     && (head.previous == cursor.previous || removed(Edge::LogChain))
@@ -136,23 +186,27 @@ impl<'a> Replay<'a> {
                 let record = head.open(&bytes)?;
                 return Ok(Some(Found { head, record }));
             }
+            unread = unread.or(answers.none(position));
         }
-        Ok(None)
+        unread.map_or(Ok(None), Err)
     }
 
     /// A record that begins at a position, if one does and verifies.
-    fn read_at(&self, position: u64, copy: usize) -> Option<(LogRecordHead, AlignedBuffer)> {
+    fn read_at(
+        &self,
+        position: u64,
+        copy: usize,
+    ) -> Result<Option<(LogRecordHead, AlignedBuffer)>, PoolError> {
         let room = self.ring.room_in_piece(position);
         let mut bytes = AlignedBuffer::zeroed(BLOCK_BYTES);
-        self.ring.read(position, copy, &mut bytes).ok()?;
-        let total = log::peek_bytes(&bytes).ok()?;
-        if total as u64 > room {
-            return None;
-        }
+        self.ring.read(position, copy, &mut bytes)?;
+        let Some(total) = log::peek_bytes(&bytes).ok().filter(|total| *total as u64 <= room) else {
+            return Ok(None);
+        };
         bytes.resize(total, 0);
-        self.ring.read(position, copy, &mut bytes).ok()?;
-        let head = LogRecordHead::decode(&bytes, !removed(Edge::LogChecksum)).ok()?;
-        Some((head, bytes))
+        self.ring.read(position, copy, &mut bytes)?;
+        let head = LogRecordHead::decode(&bytes, !removed(Edge::LogChecksum));
+        Ok(head.ok().map(|head| (head, bytes)))
     }
 
     /// Looks behind the end of the chain for a record which says that more was durable.
@@ -164,8 +218,10 @@ impl<'a> Replay<'a> {
         let mut beyond = None;
         while position < limit {
             let count = (limit - position).min(self.ring.room_in_piece(position)).min(SCAN_BYTES as u64);
+            let mut answers = Answers::default();
             for copy in 0..self.ring.copies() {
-                for found in self.heads_in(position, count as usize, copy) {
+                let heads = answers.note(self.heads_in(position, count as usize, copy));
+                for found in heads.into_iter().flatten() {
                     if found.incarnation != cursor.incarnation || found.sequences.0 <= cursor.applied {
                         continue;
                     }
@@ -178,23 +234,27 @@ impl<'a> Replay<'a> {
                     }
                 }
             }
+            if let Some(unread) = answers.none(position) {
+                return Err(unread);
+            }
             position += count;
         }
         Ok(beyond)
     }
 
     /// Verified heads of the records that begin in a span.
-    fn heads_in(&self, position: u64, count: usize, copy: usize) -> Vec<LogRecordHead> {
+    fn heads_in(&self, position: u64, count: usize, copy: usize) -> Result<Vec<LogRecordHead>, PoolError> {
         let mut bytes = AlignedBuffer::zeroed(count);
-        if self.ring.read(position, copy, &mut bytes).is_err() {
-            return Vec::new();
+        self.ring.read(position, copy, &mut bytes)?;
+        let mut heads = Vec::new();
+        for (n, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+            if log::peek_bytes(block).is_err() {
+                continue;
+            }
+            let at = position + (n * BLOCK_BYTES) as u64;
+            heads.extend(self.read_at(at, copy)?.map(|(head, _)| head).filter(|head| head.position == at));
         }
-        let starts = bytes.chunks_exact(BLOCK_BYTES).enumerate();
-        starts
-            .filter(|(_, block)| log::peek_bytes(block).is_ok())
-            .map(|(n, _)| position + (n * BLOCK_BYTES) as u64)
-            .filter_map(|at| self.read_at(at, copy).map(|(head, _)| head).filter(|h| h.position == at))
-            .collect()
+        Ok(heads)
     }
 
     /// Whether every row is there, on at least one of its places.
@@ -206,16 +266,20 @@ impl<'a> Replay<'a> {
             let Some(segment) = self.segment(row, record)? else { return Ok(false) };
             let mut sound = None;
             let mut bad = Vec::new();
+            let mut answers = Answers::default();
             for (number, place) in segment.placements.iter().enumerate() {
                 let mut bytes = AlignedBuffer::zeroed(row.cell_bytes as usize);
                 let read = self.pool.read_slot(*place, u64::from(row.slot_offset), &mut bytes);
+                let read = answers.note(read).is_some();
                 match Cell::decode(&bytes) {
-                    Ok(cell) if read.is_ok() && cell.row_sum == row.row_sum => sound = Some((cell, bytes)),
+                    Ok(cell) if read && cell.row_sum == row.row_sum => sound = Some((cell, bytes)),
                     _ if self.pool.readable(*place) => bad.push((number as u8, *place)),
                     _ => {}
                 }
             }
-            let Some((cell, bytes)) = sound else { return Ok(false) };
+            let Some((cell, bytes)) = sound else {
+                return answers.none(self.end.position).map_or(Ok(false), Err);
+            };
             for (number, place) in bad {
                 let bytes = cell.copy_for(number, &bytes);
                 self.torn.push(TornCell { place, slot_offset: row.slot_offset, bytes });
