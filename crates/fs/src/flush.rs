@@ -32,7 +32,8 @@ const LEAVING_BYTES_MAX: u64 = 32 << 20;
 pub(crate) enum Portion {
     /// All of it.
     Whole,
-    /// A long stretch, but for the end of it: more is expected there, and chunks end where the content says.
+    /// A long stretch and what lies before it, but for its end: more is expected there, and chunks end where
+    /// the content says. What lies before goes along because the file's length is about to cover it.
     Stream,
 }
 
@@ -108,10 +109,11 @@ impl Fs {
             Portion::Whole => None,
             Portion::Stream => state.overlay.long_stretch(self.options.stream_bytes),
         };
+        let stretch = stretch.filter(|(from, _)| state.overlay.few_before(*from, BATCH_STRETCHES_MAX / 2));
         let (bytes, portion) = match stretch {
             None => (state.overlay.take_first(BATCH_STRETCHES_MAX, LEAVING_BYTES_MAX), Portion::Whole),
             Some((from, to)) => {
-                (state.overlay.take_range(from, to.min(from + LEAVING_BYTES_MAX)), Portion::Stream)
+                (state.overlay.take_before(to.min(from + LEAVING_BYTES_MAX)), Portion::Stream)
             }
         };
         let bytes = Arc::new(bytes);
@@ -166,13 +168,16 @@ impl Fs {
         let bytes: Vec<_> = files.iter().map(|file| Arc::clone(&file.bytes)).collect();
         let mut pieces = Vec::new();
         for (number, (file, bytes)) in files.iter().zip(&bytes).enumerate().filter(|(_, (f, _))| !f.inline) {
-            let open = file.portion == Portion::Stream;
-            pieces.extend(bytes.stretches().into_iter().map(|(offset, slices)| Piece {
+            let stretches = bytes.stretches().into_iter();
+            pieces.extend(stretches.map(|(offset, slices)| Piece {
                 file: number,
                 offset,
                 slices,
-                open,
+                open: false,
             }));
+            if let Some(last) = pieces.last_mut().filter(|_| file.portion == Portion::Stream) {
+                last.open = true;
+            }
         }
         let mut ingested = self.store.ingest(files.len(), &pieces, trusting)?;
         // Before any lock is taken: an earlier batch may be waiting for one of them.

@@ -219,15 +219,15 @@ impl Overlay {
         std::mem::replace(self, rest)
     }
 
-    /// Takes a range out.
-    pub(crate) fn take_range(&mut self, from: u64, to: u64) -> Self {
-        let mut taken = self.split_off(from);
-        let behind = taken.split_off(to);
-        self.counts.new += behind.counts.new;
-        self.counts.logged += behind.counts.logged;
-        self.counts.inline += behind.counts.inline;
-        self.runs.extend(behind.runs);
-        taken
+    /// Takes everything before an offset out.
+    pub(crate) fn take_before(&mut self, to: u64) -> Self {
+        let behind = self.split_off(to);
+        std::mem::replace(self, behind)
+    }
+
+    /// Whether fewer runs than this begin before an offset.
+    pub(crate) fn few_before(&self, to: u64, runs: usize) -> bool {
+        self.runs.range(..to).take(runs).count() < runs
     }
 
     /// A copy of everything from an offset on.
@@ -451,9 +451,11 @@ mod tests {
             assert_eq!(tail.ranges(), whole.tail(at).ranges());
             head.put_under(tail);
             assert_eq!((head.ranges(), head.counts), (whole.ranges(), whole.counts));
-            let middle = head.take_range(at, at + 130);
-            assert_eq!(head.bytes() + middle.bytes(), 600);
-            assert!(middle.is_empty() || middle.start() >= Some(at) && middle.end() <= at + 130);
+            let front = head.take_before(at);
+            assert_eq!((head.bytes() + front.bytes(), head.counts), (600, whole.tail(at).counts));
+            assert!(front.end() <= at && head.start().is_none_or(|start| start >= at));
+            let few = whole.runs.keys().filter(|start| **start < at).count();
+            assert!(whole.few_before(at, few + 1) && (few == 0 || !whole.few_before(at, few)));
         }
         let mut rest = whole.clone();
         assert_eq!((rest.take_first(3, 1000).end(), rest.bytes()), (260, 420));

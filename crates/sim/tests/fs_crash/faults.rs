@@ -59,7 +59,7 @@ fn sweep(shape: &Shape, seed: u64, fault: impl Fn(u64) -> Fault) -> u64 {
 }
 
 const SHORT: Shape =
-    Shape { devices: 1, operations: 14, log_pieces: 4, large: false, device_bytes: 24 << 20 };
+    Shape { devices: 1, operations: 14, log_pieces: 4, large: false, device_bytes: 24 << 20, streams: false };
 
 #[test]
 fn any_call_may_fail_once() {

@@ -25,16 +25,27 @@ pub(crate) struct Shape {
     pub(crate) large: bool,
     /// Bytes of each device.
     pub(crate) device_bytes: u64,
+    /// Whether files are written in stretches so long that they leave as a stream, its end held back.
+    pub(crate) streams: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { devices: 1, operations: 30, log_pieces: 4, large: false, device_bytes: 24 << 20 }
+        Self {
+            devices: 1,
+            operations: 30,
+            log_pieces: 4,
+            large: false,
+            device_bytes: 24 << 20,
+            streams: false,
+        }
     }
 }
 
-/// Bytes of each slot.
-const SLOT_BYTES: u64 = 256 << 10;
+/// Bytes of each slot; the largest chunks need more than the smallest slots have.
+fn slot_bytes(shape: &Shape) -> u64 {
+    if shape.streams { 1 << 20 } else { 256 << 10 }
+}
 
 /// What a walk finds under a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +78,8 @@ pub(crate) struct History {
     /// Contents by inode, by the operation that made them so.
     pub(crate) contents: BTreeMap<InodeId, Vec<(u64, Vec<u8>)>>,
     pub(crate) promises: Vec<Promise>,
+    /// Whether a write may arrive in parts, the first of them durable alone.
+    pub(crate) streams: bool,
     story: Vec<String>,
 }
 
@@ -166,7 +179,7 @@ pub(crate) fn format(shape: &Shape, seed: u64) -> (SimWorld, SeededRng) {
     }
     let create = CreateOptions {
         compression: (2, 1),
-        slot_bytes: Some(SLOT_BYTES),
+        slot_bytes: Some(slot_bytes(shape)),
         log_pieces: Some(shape.log_pieces),
         ..CreateOptions::default()
     };
@@ -187,6 +200,7 @@ impl History {
             names: vec![walk(&fs).expect("an empty root")],
             contents: BTreeMap::new(),
             promises: vec![Promise { everything: true, ..Promise::default() }],
+            streams: shape.streams,
             story: vec!["mount".into()],
             world: SimWorld::new(),
         };

@@ -64,7 +64,23 @@ fn histories_on_two_mirrored_devices() {
 fn histories_that_wrap_the_log() {
     survive(
         "histories that wrap the log",
-        Shape { devices: 1, operations: 120, log_pieces: 2, large: true, device_bytes: 10 << 20 },
+        Shape {
+            devices: 1,
+            operations: 120,
+            log_pieces: 2,
+            large: true,
+            device_bytes: 10 << 20,
+            streams: false,
+        },
         300..303,
+    );
+}
+
+#[test]
+fn histories_with_streams() {
+    survive(
+        "histories with streams",
+        Shape { operations: 60, large: true, device_bytes: 48 << 20, streams: true, ..Shape::default() },
+        400..403,
     );
 }

@@ -91,6 +91,12 @@ impl Player<'_> {
     }
 
     fn bytes(&self) -> Vec<u8> {
+        if self.shape.streams && self.rng.below(3) == 0 {
+            let mut data = self.stock[..(270 + self.rng.below(30) as usize) << 10].to_vec();
+            let (from, length) = (self.rng.below(200 << 10) as usize, self.rng.below(70 << 10) as usize);
+            self.rng.fill(&mut data[from..from + length]);
+            return data;
+        }
         let most = match self.rng.below(if self.shape.large { 3 } else { 8 }) {
             0 => 200 << 10,
             1 => 70 << 10,
