@@ -164,10 +164,16 @@ impl Fs {
         (self.handles.count(), self.nodes.nodes_in_memory())
     }
 
-    /// Counts bytes that came to wait in memory or in the log.
+    /// Counts bytes that came to wait in memory or in the log. The flusher looks around by itself while there
+    /// are any; it is told of the first, and when half of what may wait does.
     pub(crate) fn count_waiting(&self, before: u64, after: u64) {
         if after >= before {
-            self.dirty_bytes.fetch_add(after - before, Ordering::AcqRel);
+            let more = after - before;
+            let waited = self.dirty_bytes.fetch_add(more, Ordering::AcqRel);
+            let half = self.options.dirty_bytes_max / 2;
+            if more > 0 && (waited == 0 || (waited <= half && waited + more > half)) {
+                self.wake_flusher();
+            }
             return;
         }
         // Never below nothing: a count that wraps around would hold every writer for good.
@@ -226,8 +232,9 @@ impl Fs {
         }
         let new = Arc::new(Node::new(id, state));
         let node = self.nodes.insert(Arc::clone(&new));
-        if Arc::ptr_eq(&node, &new) {
+        if Arc::ptr_eq(&node, &new) && waiting > 0 {
             self.count_waiting(0, waiting);
+            self.nodes.note_dirty(&node);
         }
         Ok(node)
     }

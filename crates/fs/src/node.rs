@@ -6,7 +6,7 @@ use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, Store};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// File type bits of `st_mode`.
@@ -25,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) state: RwLock<NodeState>,
     /// Open handles.
     pub(crate) opens: AtomicU64,
+    /// Whether it is in the list of nodes that may be dirty.
+    pub(crate) listed: AtomicBool,
 }
 
 /// What of an inode changes.
@@ -60,7 +62,13 @@ pub(crate) struct NodeState {
 
 impl Node {
     pub(crate) fn new(id: InodeId, state: NodeState) -> Self {
-        Self { id, flushing: Mutex::new(()), state: RwLock::new(state), opens: AtomicU64::new(0) }
+        Self {
+            id,
+            flushing: Mutex::new(()),
+            state: RwLock::new(state),
+            opens: AtomicU64::new(0),
+            listed: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -79,7 +87,7 @@ impl NodeState {
 
     /// Whether the metadata lacks something of it.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.attributes_dirty || self.overlay.needs_flush() || !self.leaving.is_empty()
+        !self.dead && (self.attributes_dirty || self.overlay.needs_flush() || !self.leaving.is_empty())
     }
 
     /// The size that the metadata may claim: it waits for bytes that are only here.

@@ -82,15 +82,8 @@ impl Fs {
         mode: u32,
     ) -> Result<Op, FsError> {
         let hash = self.hasher.hash(name);
-        let mut bucket = self.bucket(parent, hash)?;
-        if bucket.len() == BUCKET_ENTRIES_MAX {
-            return Err(FsError::Collisions);
-        }
-        let free = (0..=u8::MAX).find(|n| bucket.iter().all(|entry| entry.ordinal != *n));
-        let ordinal = free.ok_or(FsError::Collisions)?;
-        bucket.push(Dirent { ordinal, kind: (mode >> 12) as u8, inode, name: name.to_vec() });
-        bucket.sort_by_key(|entry| entry.ordinal);
-        Ok(put_bucket(parent, hash, &bucket))
+        let bucket = self.bucket(parent, hash)?;
+        add_to_bucket(parent, hash, bucket, name, (inode, mode))
     }
 
     /// The operation that takes a name out of a directory.
@@ -116,6 +109,24 @@ impl Fs {
         entry.kind = (mode >> 12) as u8;
         Ok(put_bucket(parent, hash, &bucket))
     }
+}
+
+/// The operation that adds a name to the entries that share its hash.
+pub(crate) fn add_to_bucket(
+    parent: InodeId,
+    hash: u64,
+    mut bucket: Vec<Dirent>,
+    name: &[u8],
+    (inode, mode): (InodeId, u32),
+) -> Result<Op, FsError> {
+    if bucket.len() == BUCKET_ENTRIES_MAX {
+        return Err(FsError::Collisions);
+    }
+    let free = (0..=u8::MAX).find(|n| bucket.iter().all(|entry| entry.ordinal != *n));
+    let ordinal = free.ok_or(FsError::Collisions)?;
+    bucket.push(Dirent { ordinal, kind: (mode >> 12) as u8, inode, name: name.to_vec() });
+    bucket.sort_by_key(|entry| entry.ordinal);
+    Ok(put_bucket(parent, hash, &bucket))
 }
 
 fn put_bucket(parent: InodeId, hash: u64, bucket: &[Dirent]) -> Op {

@@ -5,6 +5,7 @@ use aegisfs_base::InodeId;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Clean nodes kept in memory before some are dropped.
 const NODES_KEPT: usize = 32 << 10;
@@ -14,6 +15,8 @@ const SHARDS: usize = 16;
 /// Nodes and lookup counts.
 pub(crate) struct Table {
     shards: Vec<Mutex<Shard>>,
+    /// Nodes that became dirty and were not seen clean since.
+    dirty: Mutex<Vec<Arc<Node>>>,
 }
 
 #[derive(Default)]
@@ -25,7 +28,7 @@ struct Shard {
 
 impl Default for Table {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), dirty: Mutex::default() }
     }
 }
 
@@ -62,12 +65,24 @@ impl Table {
         self.shard(id).lock().nodes.remove(&id);
     }
 
-    /// Nodes with something that the store lacks.
+    /// Notes that a node may have something that the store lacks.
+    pub(crate) fn note_dirty(&self, node: &Arc<Node>) {
+        if !node.listed.swap(true, Ordering::AcqRel) {
+            self.dirty.lock().push(Arc::clone(node));
+        }
+    }
+
+    /// Nodes with something that the store lacks, by ascending number.
     pub(crate) fn dirty(&self) -> Vec<Arc<Node>> {
-        let mut dirty = Vec::new();
-        for shard in &self.shards {
-            let nodes: Vec<Arc<Node>> = shard.lock().nodes.values().cloned().collect();
-            dirty.extend(nodes.into_iter().filter(|node| node.state.read().is_dirty()));
+        let listed = std::mem::take(&mut *self.dirty.lock());
+        let mut dirty = Vec::with_capacity(listed.len());
+        for node in listed {
+            // Taken off before it is looked at: whoever changes it from now on lists it again.
+            node.listed.store(false, Ordering::Release);
+            if node.state.read().is_dirty() {
+                self.note_dirty(&node);
+                dirty.push(node);
+            }
         }
         dirty.sort_by_key(|node| node.id);
         dirty

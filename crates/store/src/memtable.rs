@@ -2,7 +2,9 @@
 
 use crate::StoreError;
 use crate::tables::{Tables, TablesMut, Visit};
-use aegisfs_format::key::Table;
+use aegisfs_base::BranchId;
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::value::Branch;
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
@@ -53,6 +55,14 @@ impl Memtable {
         }
     }
 
+    fn set_owned(&mut self, table: usize, key: Box<[u8]>, change: Change) {
+        let (added, length) = (change.as_ref().map_or(0, |value| value.len()), key.len());
+        match self.tables[table].insert(key, change) {
+            Some(old) => self.bytes = self.bytes + added - old.map_or(0, |value| value.len()),
+            None => self.bytes += added + length + ENTRY_OVERHEAD_BYTES,
+        }
+    }
+
     /// Memory that the changes take, about.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -61,9 +71,8 @@ impl Memtable {
     /// Takes over everything from a later set of changes.
     pub(crate) fn absorb(&mut self, later: Memtable) {
         for (number, entries) in later.tables.into_iter().enumerate() {
-            let Some(table) = Table::ALL.into_iter().find(|t| *t as usize == number) else { continue };
             for (key, change) in entries {
-                self.set(table, &key, change);
+                self.set_owned(number, key, change);
             }
         }
     }
@@ -147,6 +156,14 @@ impl Tables for Scratch<'_> {
         match self.changes.get(table, key) {
             Some(change) => Ok(change.as_ref().map(|value| value.to_vec())),
             None => self.below.get(table, key),
+        }
+    }
+
+    fn branch(&self, branch: BranchId) -> Result<Branch, StoreError> {
+        match self.changes.get(Table::Branches, &key::branch(branch)) {
+            Some(Some(value)) => Ok(Branch::decode(value)?),
+            Some(None) => Err(StoreError::Inconsistent { what: format!("branch {branch} is gone") }),
+            None => self.below.branch(branch),
         }
     }
 

@@ -6,22 +6,34 @@
 use crate::StoreError;
 use crate::memtable::{Change, Memtable, scan_layers};
 use crate::tables::{Tables, Visit};
-use aegisfs_base::ChunkId;
+use aegisfs_base::{BranchId, ChunkId};
 use aegisfs_format::descriptor::{DESCRIPTORS_PER_GROUP, Descriptor, DescriptorGroup};
 use aegisfs_format::key::{self, Table};
+use aegisfs_format::value::Branch;
 use aegisfs_kv::{KvSnapshot, OrderedKv, TableId};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Changes copied out under the lock at a time; longer scans take it again.
 const SCAN_BATCH: usize = 512;
+/// Branches kept at hand.
+const BRANCHES_KNOWN_MAX: usize = 256;
 
 /// The database and the changes since its last commit.
 pub(crate) struct Metadata {
     pub(crate) kv: Box<dyn OrderedKv>,
     layers: RwLock<Layers>,
+    branches: Mutex<KnownBranches>,
+}
+
+/// Branches read before, until one of them changes.
+#[derive(Default)]
+struct KnownBranches {
+    /// How often that happened; what was read meanwhile may be old.
+    changes: u64,
+    known: BTreeMap<BranchId, Branch>,
 }
 
 struct Layers {
@@ -43,7 +55,11 @@ pub(crate) const fn table_id(table: Table) -> TableId {
 impl Metadata {
     pub(crate) fn new(kv: Box<dyn OrderedKv>) -> Result<Self, StoreError> {
         let base = kv.snapshot()?;
-        Ok(Self { kv, layers: RwLock::new(Layers { active: Memtable::default(), frozen: None, base }) })
+        Ok(Self {
+            kv,
+            layers: RwLock::new(Layers { active: Memtable::default(), frozen: None, base }),
+            branches: Mutex::default(),
+        })
     }
 
     pub(crate) fn view(&self) -> MetaView<'_> {
@@ -52,7 +68,13 @@ impl Metadata {
 
     /// Takes over a transaction's changes. Only the sequencer calls this.
     pub(crate) fn absorb(&self, changes: Memtable) {
+        let branch_changed = !changes.table(Table::Branches).is_empty();
         self.layers.write().active.absorb(changes);
+        if branch_changed {
+            let mut branches = self.branches.lock();
+            branches.changes += 1;
+            branches.known.clear();
+        }
     }
 
     /// Memory of the active changes.
@@ -221,6 +243,24 @@ impl Tables for MetaView<'_> {
             return Ok(change.as_ref().map(|value| value.to_vec()));
         }
         base_get(&*base, table, key)
+    }
+
+    fn branch(&self, branch: BranchId) -> Result<Branch, StoreError> {
+        let changes = {
+            let branches = self.metadata.branches.lock();
+            if let Some(known) = branches.known.get(&branch) {
+                return Ok(known.clone());
+            }
+            branches.changes
+        };
+        let value = self.get(Table::Branches, &key::branch(branch))?;
+        let missing = || StoreError::Inconsistent { what: format!("branch {branch} is missing") };
+        let found = Branch::decode(&value.ok_or_else(missing)?)?;
+        let mut branches = self.metadata.branches.lock();
+        if branches.changes == changes && branches.known.len() < BRANCHES_KNOWN_MAX {
+            branches.known.insert(branch, found.clone());
+        }
+        Ok(found)
     }
 
     fn scan(

@@ -6,7 +6,7 @@
 use crate::StoreError;
 use crate::store::Store;
 use crate::tables::Tables;
-use crate::versions::{self, View};
+use crate::versions;
 use aegisfs_base::limits::WINDOW_BYTES;
 use aegisfs_base::{BranchId, InodeId, Sequence};
 use aegisfs_format::key::{self, Table};
@@ -20,6 +20,8 @@ pub const REAP_WINDOWS_MAX: usize = 16;
 const REAP_XATTRS_MAX: usize = 64;
 /// Orphans looked at in one go.
 const REAP_BATCH: usize = 64;
+/// Orphans let go that are reaped without further delay.
+const RELEASED_AT_ONCE: usize = 4096;
 
 /// First byte of the entry of an inode that is gone.
 const GONE: u8 = 0;
@@ -47,8 +49,64 @@ impl Store {
     /// Lets an orphan be reaped.
     pub fn release_orphan(&self, inode: InodeId) {
         self.space.held.lock().remove(&inode);
-        self.space.released.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        self.wake_service();
+        let waiting = {
+            let mut released = self.space.released.lock();
+            released.push(inode);
+            released.len()
+        };
+        // The first one begins the wait for company; very many are not kept waiting.
+        if waiting == 1 || waiting == RELEASED_AT_ONCE {
+            self.wake_service();
+        }
+    }
+
+    /// Reaps the orphans that were let go since the last time, many in one change where they are small.
+    ///
+    /// # Errors
+    /// When the metadata fails or nothing may be written.
+    pub fn reap_released(&self) -> Result<(), StoreError> {
+        loop {
+            let released = std::mem::take(&mut *self.space.released.lock());
+            if released.is_empty() {
+                return Ok(());
+            }
+            for (number, batch) in released.chunks(REAP_BATCH).enumerate() {
+                if let Err(error) = self.reap_batch(batch) {
+                    self.space.released.lock().extend_from_slice(&released[number * REAP_BATCH..]);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Reaps orphans; those with little to give back share a change.
+    fn reap_batch(&self, inodes: &[InodeId]) -> Result<(), StoreError> {
+        let mut ops = Vec::new();
+        {
+            let _one = self.space.reaping.lock();
+            for inode in inodes {
+                let small = self.is_gone(*inode)?
+                    && self.clears_at_once(*inode, 0, u64::MAX)?
+                    && self.xattrs_of(*inode)?.is_empty();
+                if small {
+                    ops.push(hole(*inode, 0, u64::MAX));
+                    ops.extend(removal(*inode));
+                }
+            }
+            if !ops.is_empty() {
+                self.commit(BranchId(0), ops, Vec::new())?;
+            }
+        }
+        inodes.iter().try_for_each(|inode| self.reap(*inode))
+    }
+
+    /// Whether an inode has lost its last name and user. A truncation under way has an entry too, but finishes
+    /// itself; one that a crash interrupted was finished at mount.
+    fn is_gone(&self, inode: InodeId) -> Result<bool, StoreError> {
+        let view = self.head_view(BranchId(0))?;
+        let entry = versions::visible(&self.view(), Table::Orphans, &key::inode(inode), &view)?;
+        let Some(entry) = entry else { return Ok(false) };
+        Ok(value::unwrap(&entry)?.first() != Some(&TRUNCATED))
     }
 
     /// Reaps everything that may be reaped; says whether there was anything.
@@ -107,34 +165,27 @@ impl Store {
     /// Gives back all that an orphan holds, then the orphan.
     fn reap(&self, inode: InodeId) -> Result<(), StoreError> {
         let _one = self.space.reaping.lock();
-        let view = self.head_view(BranchId(0))?;
-        let stem = key::inode(inode).to_vec();
-        let Some(entry) = versions::visible(&self.view(), Table::Orphans, &stem, &view)? else {
-            return Ok(());
-        };
-        // A truncation under way finishes itself; one that a crash interrupted was finished at mount.
-        if value::unwrap(&entry)?.first() == Some(&TRUNCATED) {
+        if !self.is_gone(inode)? {
             return Ok(());
         }
         self.release_range(inode, 0, u64::MAX)?;
         loop {
-            let names = self.xattrs_of(inode, &view)?;
+            let names = self.xattrs_of(inode)?;
             if names.is_empty() {
                 break;
             }
             let remove = |stem| Op::RemoveVersion { table: Table::Xattr, stem };
             self.commit(BranchId(0), names.into_iter().map(remove).collect(), Vec::new())?;
         }
-        let tables = [Table::Inline, Table::Inode, Table::Orphans];
-        let ops = tables.map(|table| Op::RemoveVersion { table, stem: stem.clone() });
-        self.commit(BranchId(0), ops.to_vec(), Vec::new())?;
+        self.commit(BranchId(0), removal(inode).to_vec(), Vec::new())?;
         Ok(())
     }
 
-    fn xattrs_of(&self, inode: InodeId, view: &View) -> Result<Vec<Vec<u8>>, StoreError> {
+    fn xattrs_of(&self, inode: InodeId) -> Result<Vec<Vec<u8>>, StoreError> {
+        let view = self.head_view(BranchId(0))?;
         let mut stems = Vec::new();
         let (start, end) = (key::inode(inode), key::inode(InodeId(inode.0 + 1)));
-        versions::scan_visible(&self.view(), Table::Xattr, &start, Some(&end), view, &mut |stem, _| {
+        versions::scan_visible(&self.view(), Table::Xattr, &start, Some(&end), &view, &mut |stem, _| {
             stems.push(stem.to_vec());
             if stems.len() == REAP_XATTRS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
@@ -209,6 +260,13 @@ impl Store {
     pub fn clears_at_once(&self, inode: InodeId, from: u64, to: u64) -> Result<bool, StoreError> {
         Ok(self.first_windows(inode, from, to)?.is_none())
     }
+}
+
+/// The operations that remove an inode of which nothing else is left.
+fn removal(inode: InodeId) -> [Op; 3] {
+    let stem = key::inode(inode).to_vec();
+    let tables = [Table::Inline, Table::Inode, Table::Orphans];
+    tables.map(|table| Op::RemoveVersion { table, stem: stem.clone() })
 }
 
 /// The operation that makes a range a hole, pending bytes included.

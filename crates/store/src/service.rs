@@ -67,7 +67,7 @@ impl Drop for Service {
 fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
     let mut last_checkpoint = store.clock.elapsed();
     let mut last_sequence = store.last_sequence();
-    let mut reaped_at = None;
+    let mut reaped = false;
     while !stop.load(Ordering::Acquire) {
         // With nothing queued only the checkpoint is still to come, then nothing at all; the first change
         // ends the wait. What is queued then waits for company, but not for long.
@@ -77,7 +77,7 @@ fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
         if stop.load(Ordering::Acquire) || store.check_writable().is_err() {
             return;
         }
-        let outcome = step(store, intervals, &mut last_checkpoint, &mut last_sequence, &mut reaped_at);
+        let outcome = step(store, intervals, &mut last_checkpoint, &mut last_sequence, &mut reaped);
         if let Err(error) = outcome {
             tracing::error!(%error, "background work failed");
         }
@@ -97,14 +97,14 @@ fn step(
     intervals: Intervals,
     last_checkpoint: &mut Duration,
     last_sequence: &mut aegisfs_base::Sequence,
-    reaped_at: &mut Option<u64>,
+    reaped: &mut bool,
 ) -> Result<(), crate::StoreError> {
     // What a crash left is reaped at the start, later orphans when they are let go.
-    let released = store.space.released.load(Ordering::Acquire);
-    if *reaped_at != Some(released) {
+    if !*reaped {
         store.reap_all()?;
-        *reaped_at = Some(released);
+        *reaped = true;
     }
+    store.reap_released()?;
     if store.log.queued_transactions() > 0 {
         store.sync()?;
     }

@@ -39,8 +39,8 @@ pub(crate) struct SpaceBook {
     promised: Arc<AtomicU64>,
     /// Orphans that something still has open.
     pub(crate) held: Mutex<HashSet<InodeId>>,
-    /// How many orphans were let go, so that the service notices.
-    pub(crate) released: AtomicU64,
+    /// Orphans that were let go and wait for the reaper.
+    pub(crate) released: Mutex<Vec<InodeId>>,
     /// One reaper at a time.
     pub(crate) reaping: Mutex<()>,
 }

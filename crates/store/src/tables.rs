@@ -3,7 +3,9 @@
 //! Keys are as in the memtable: chunk descriptors stand one by one.
 
 use crate::StoreError;
-use aegisfs_format::key::Table;
+use aegisfs_base::BranchId;
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::value::Branch;
 use std::ops::ControlFlow;
 
 /// Sees one entry after the other and says whether to go on.
@@ -16,6 +18,16 @@ pub trait Tables {
     /// # Errors
     /// When the storage below fails.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// A branch. Every change and every lookup begins with one, so whoever can keeps it at hand.
+    ///
+    /// # Errors
+    /// When it is missing or unreadable.
+    fn branch(&self, branch: BranchId) -> Result<Branch, StoreError> {
+        let value = self.get(Table::Branches, &key::branch(branch))?;
+        let missing = || StoreError::Inconsistent { what: format!("branch {branch} is missing") };
+        Ok(Branch::decode(&value.ok_or_else(missing)?)?)
+    }
 
     /// Visits the entries from `start` to before `end` in ascending order of their keys.
     ///

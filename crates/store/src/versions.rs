@@ -87,10 +87,7 @@ impl View {
 /// # Errors
 /// When it is missing or unreadable.
 pub fn read_branch(tables: &dyn Tables, branch: BranchId) -> Result<Branch, StoreError> {
-    let value = tables.get(Table::Branches, &key::branch(branch))?;
-    let value =
-        value.ok_or_else(|| StoreError::Inconsistent { what: format!("branch {branch} is missing") })?;
-    Ok(Branch::decode(&value)?)
+    tables.branch(branch)
 }
 
 /// Writes a branch.

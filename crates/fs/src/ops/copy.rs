@@ -85,7 +85,7 @@ impl Fs {
         let (before, older) = (state.inode, state.overlay.clone());
         state.overlay.cut(to, to + length);
         state.inode.size = state.inode.size.max(to + length);
-        self.stamp(state, false);
+        self.stamp(target, state, false);
         let ops = vec![
             Self::put_inode(target.id, state),
             Op::Replace {
@@ -133,7 +133,7 @@ impl Fs {
     }
 
     /// Moves what lies beside an inode into rows, so that other chunks can lie beside it.
-    fn outline(&self, node: &Node) -> Result<(), FsError> {
+    fn outline(&self, node: &Arc<Node>) -> Result<(), FsError> {
         let flushing = node.flushing.lock();
         {
             let mut state = node.state.write();
@@ -141,6 +141,7 @@ impl Fs {
             state.outlined = true;
             state.overlay.mark_new();
             self.count_waiting(before, state.overlay.waiting_bytes());
+            self.nodes.note_dirty(node);
         }
         let outcome = self.flush_locked(node, flushing);
         node.state.write().outlined = false;

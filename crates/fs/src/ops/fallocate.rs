@@ -8,6 +8,7 @@ use crate::overlay::Origin;
 use aegisfs_base::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
 use aegisfs_format::value::Inode;
 use aegisfs_store::reap::hole;
+use std::sync::Arc;
 
 /// Keeps the file's length.
 const KEEP_SIZE: u32 = 1;
@@ -58,7 +59,7 @@ impl Fs {
     }
 
     /// Makes a range a hole.
-    fn clear(&self, node: &Node, from: u64, to: u64) -> Result<(), FsError> {
+    fn clear(&self, node: &Arc<Node>, from: u64, to: u64) -> Result<(), FsError> {
         let _flushing = node.flushing.lock();
         let mut from = from;
         loop {
@@ -68,7 +69,7 @@ impl Fs {
             }
             if state.inode.inline && from < INLINE_BYTES_MAX as u64 {
                 let end = to.min(INLINE_BYTES_MAX as u64);
-                self.zero_inline(&mut state, from, end);
+                self.zero_inline(node, &mut state, from, end);
                 if end == to {
                     return Ok(());
                 }
@@ -99,7 +100,7 @@ impl Fs {
     }
 
     /// What lies beside the inode is stored whole; it takes a hole as zeros.
-    fn zero_inline(&self, state: &mut NodeState, from: u64, to: u64) {
+    fn zero_inline(&self, node: &Arc<Node>, state: &mut NodeState, from: u64, to: u64) {
         let end = to.min(state.inode.size);
         if from < end {
             let before = state.overlay.waiting_bytes();
@@ -109,6 +110,6 @@ impl Fs {
         let now = self.now();
         state.inode.mtime = now;
         state.inode.ctime = now;
-        self.keep_for_later(state);
+        self.keep_for_later(node, state);
     }
 }

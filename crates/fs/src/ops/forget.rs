@@ -29,7 +29,7 @@ impl Fs {
         self.nodes.remove(node.id);
         self.store.release_orphan(node.id);
         if !self.options.background
-            && let Err(error) = self.store.reap_all()
+            && let Err(error) = self.store.reap_released()
         {
             tracing::warn!(%error, inode = node.id.0, "an orphan could not be reaped; it will be later");
         }

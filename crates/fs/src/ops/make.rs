@@ -1,6 +1,6 @@
 //! create, mkdir, mknod, symlink and tmpfile: new inodes.
 
-use super::Locked;
+use super::{Locked, add_to_bucket};
 use crate::fs::{Attributes, Caller, Fs, attributes, note_commit};
 use crate::node::{Node, NodeState, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
 use crate::{FsError, name};
@@ -55,7 +55,9 @@ impl Fs {
         if !locked.all_alive() || locked.get(parent).inode.nlink == 0 {
             return Err(FsError::NotFound);
         }
-        if self.find_entry(parent, name)?.is_some() {
+        let hash = self.hasher.hash(name);
+        let bucket = self.bucket(parent, hash)?;
+        if bucket.iter().any(|entry| entry.name == name) {
             return Err(FsError::Exists);
         }
         let now = self.now();
@@ -73,7 +75,7 @@ impl Fs {
         state.inode.mtime = now;
         state.inode.ctime = now;
         let mut ops = vec![
-            self.add_entry(parent, name, id, child.inode.mode)?,
+            add_to_bucket(parent, hash, bucket, name, (id, child.inode.mode))?,
             Self::put_inode(id, &child),
             Self::put_inode(parent, state),
         ];

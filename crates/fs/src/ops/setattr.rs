@@ -9,6 +9,7 @@ use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value;
 use aegisfs_store::reap::{hole, truncated_value};
+use std::sync::Arc;
 
 /// A new time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl Fs {
         // Times that a writeback cache sends along with every file are kept until something else is stored.
         let only_times = others.permissions.is_none() && others.uid.is_none() && others.gid.is_none();
         if only_times && state.is_dirty() {
-            self.keep_for_later(&mut state);
+            self.keep_for_later(&node, &mut state);
             return Ok(attributes(id, &state));
         }
         match self.commit(vec![Self::put_inode(id, &state)]) {
@@ -76,7 +77,7 @@ impl Fs {
     }
 
     /// Gives a file another length.
-    fn truncate(&self, node: &Node, size: u64) -> Result<(), FsError> {
+    fn truncate(&self, node: &Arc<Node>, size: u64) -> Result<(), FsError> {
         if size > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
         }
@@ -132,7 +133,7 @@ impl Fs {
     }
 
     /// Bytes between the old length and the new one are a hole.
-    fn extend(&self, node: &Node, state: &mut NodeState, size: u64) -> Result<(), FsError> {
+    fn extend(&self, node: &Arc<Node>, state: &mut NodeState, size: u64) -> Result<(), FsError> {
         let before = state.inode;
         let now = self.now();
         state.inode.size = size;
@@ -140,7 +141,7 @@ impl Fs {
         state.inode.ctime = now;
         // While bytes are only here the metadata cannot claim the new length; it will with them.
         if state.overlay.new_bytes() > 0 {
-            self.keep_for_later(state);
+            self.keep_for_later(node, state);
             return Ok(());
         }
         match self.commit(vec![Self::put_inode(node.id, state)]) {

@@ -8,6 +8,7 @@ use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
 use crate::overlay::Origin;
 use aegisfs_base::limits::FILE_BYTES_MAX;
 use aegisfs_store::{Reservation, StoreError};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ impl Fs {
         self.count_waiting(before, state.overlay.waiting_bytes());
         state.fit_promise(&self.store, Some(promise));
         state.inode.size = state.inode.size.max(end);
-        self.stamp(&mut state, cached);
+        self.stamp(&node, &mut state, cached);
         if was_clean {
             state.dirty_since = state.written;
         }
@@ -63,13 +64,13 @@ impl Fs {
         drop(state);
         if ready && !self.options.background {
             self.flush_nodes(std::iter::once((&*node, Portion::Stream)))?;
-        } else if was_clean || ready {
+        } else if ready {
             self.wake_flusher();
         }
         Ok(data.len())
     }
 
-    pub(super) fn stamp(&self, state: &mut NodeState, keep_times: bool) {
+    pub(super) fn stamp(&self, node: &Arc<Node>, state: &mut NodeState, keep_times: bool) {
         let now = self.now();
         if !keep_times {
             state.inode.mtime = now;
@@ -82,6 +83,7 @@ impl Fs {
         }
         state.attributes_dirty = true;
         state.written = self.clock.elapsed();
+        self.nodes.note_dirty(node);
     }
 
     /// Promises room. What waits in memory was promised its worst case; once it is stored the rest comes back.
@@ -107,9 +109,10 @@ impl Fs {
     }
 
     /// Attributes that go to the store with what else the file has for it, or soon by themselves.
-    pub(crate) fn keep_for_later(&self, state: &mut NodeState) {
+    pub(crate) fn keep_for_later(&self, node: &Arc<Node>, state: &mut NodeState) {
         state.attributes_dirty = true;
         state.written = self.clock.elapsed();
+        self.nodes.note_dirty(node);
         if !self.attributes_wait.swap(true, Ordering::AcqRel) {
             self.wake_flusher();
         }
