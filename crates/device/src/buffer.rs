@@ -79,6 +79,13 @@ impl AlignedBuffer {
         self.length = length;
     }
 
+    /// Sets the length; bytes that are added have whatever value they had last. For a buffer that is about to
+    /// be filled from a device.
+    pub fn set_length(&mut self, length: usize) {
+        self.reserve(length.saturating_sub(self.length));
+        self.length = length;
+    }
+
     /// Appends zeros up to the next block boundary.
     pub fn pad_to_block(&mut self) {
         self.resize(self.length.next_multiple_of(BLOCK_BYTES), 0);

@@ -12,51 +12,64 @@ const HEADER_BYTES: usize = size_of::<OutHeader>();
 /// A reply being put together; one buffer serves a reader thread for all its requests.
 #[derive(Debug, Default)]
 pub struct Reply {
+    /// As long as the longest reply so far.
     bytes: Vec<u8>,
+    /// Bytes of this reply, its header included.
+    length: usize,
 }
 
 impl Reply {
     /// Starts over.
     pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        self.bytes.resize(HEADER_BYTES, 0);
+        self.length = 0;
+        self.push_bytes(&[0; HEADER_BYTES]);
     }
 
     /// Bytes of the body so far.
     pub(crate) fn body_bytes(&self) -> usize {
-        self.bytes.len() - HEADER_BYTES
+        self.length - HEADER_BYTES
     }
 
     /// Appends a structure.
     pub(crate) fn push<T: IntoBytes + Immutable>(&mut self, value: &T) {
-        self.bytes.extend_from_slice(value.as_bytes());
+        self.push_bytes(value.as_bytes());
     }
 
     /// Appends bytes.
     pub(crate) fn push_bytes(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+        self.grow(bytes.len()).copy_from_slice(bytes);
     }
 
-    /// Room for so many bytes at the end, to be filled and then cut to what was used.
+    /// Bytes added at the end. They hold what an earlier reply left there.
+    fn grow(&mut self, count: usize) -> &mut [u8] {
+        let start = self.length;
+        self.length += count;
+        if self.bytes.len() < self.length {
+            self.bytes.resize(self.length, 0);
+        }
+        &mut self.bytes[start..self.length]
+    }
+
+    /// Room for so many bytes, all of them to be written to and then cut to what was used.
     pub(crate) fn space(&mut self, count: usize) -> &mut [u8] {
-        self.bytes.resize(HEADER_BYTES + count, 0);
-        &mut self.bytes[HEADER_BYTES..]
+        self.length = HEADER_BYTES;
+        self.grow(count)
     }
 
     /// Cuts the body.
     pub(crate) fn truncate(&mut self, count: usize) {
-        self.bytes.truncate(HEADER_BYTES + count);
+        self.length = self.length.min(HEADER_BYTES + count);
     }
 
     /// Puts the header in front; an error has no body.
     pub(crate) fn finish(&mut self, unique: u64, outcome: Result<(), Errno>) -> &[u8] {
         if outcome.is_err() {
-            self.bytes.truncate(HEADER_BYTES);
+            self.length = HEADER_BYTES;
         }
         let error = outcome.err().map_or(0, |errno| -errno.0);
-        let header = OutHeader { len: self.bytes.len() as u32, error, unique };
+        let header = OutHeader { len: self.length as u32, error, unique };
         self.bytes[..HEADER_BYTES].copy_from_slice(header.as_bytes());
-        &self.bytes
+        &self.bytes[..self.length]
     }
 
     pub(crate) fn entry(&mut self, attributes: &Attributes) {
@@ -84,7 +97,7 @@ impl Reply {
         if self.body_bytes() + bytes > room {
             return false;
         }
-        let start = self.bytes.len();
+        let end = self.length + bytes;
         if let Some(entry) = entry {
             self.push(entry);
         }
@@ -95,7 +108,7 @@ impl Reply {
             kind: u32::from(place.kind),
         });
         self.push_bytes(place.name);
-        self.bytes.resize(start + bytes, 0);
+        self.grow(end - self.length).fill(0);
         true
     }
 }

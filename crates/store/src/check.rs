@@ -188,7 +188,7 @@ impl Store {
             match self.load_copy(*place, descriptor) {
                 Ok((_, stored)) => {
                     sound = true;
-                    report.bytes_verified += stored.len() as u64;
+                    report.bytes_verified += stored.bytes().len() as u64;
                 }
                 Err(reason) => bad.push((place.0.0, reason)),
             }

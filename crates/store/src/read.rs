@@ -16,6 +16,7 @@ use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::Segment;
 use aegisfs_pool::Placement;
 use parking_lot::Mutex;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,6 +28,31 @@ const RUN_BYTES_MAX: u32 = 1 << 20;
 const GAP_BYTES_MAX: u32 = 32 << 10;
 
 type FrameKey = (SegmentId, u32);
+
+thread_local! {
+    /// What this thread read into last; memory for it is costly to come by.
+    static BUFFER: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::new()) };
+}
+
+/// A span of a slot, in the blocks around it.
+pub(crate) struct Span {
+    blocks: AlignedBuffer,
+    /// Where the span begins in them.
+    skip: usize,
+    bytes: u32,
+}
+
+impl Span {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.blocks[self.skip..self.skip + self.bytes as usize]
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        BUFFER.set(std::mem::take(&mut self.blocks));
+    }
+}
 
 /// A decoded frame and which of its chunks were verified.
 struct CachedFrame {
@@ -126,10 +152,10 @@ impl Store {
         let (segment, start) = (run[0].segment, run[0].slot_offset);
         let places = self.placements(segment)?;
         let Some(place) = places.iter().find(|place| self.pool.readable(**place)) else { return Ok(()) };
-        let Ok((bytes, skip)) = self.read_span(*place, start, end - start) else { return Ok(()) };
+        let Ok(span) = self.read_span(*place, start, end - start) else { return Ok(()) };
         for frame in run {
-            let from = skip + (frame.slot_offset - start) as usize;
-            let stored = &bytes[from..from + frame.stored_bytes as usize];
+            let from = (frame.slot_offset - start) as usize;
+            let stored = &span.bytes()[from..from + frame.stored_bytes as usize];
             if let Ok(plain) = decode(frame, stored) {
                 let cached = CachedFrame { plain, verified: Mutex::default() };
                 self.cache.frames.insert((segment, frame.slot_offset), Arc::new(cached));
@@ -191,7 +217,7 @@ impl Store {
         for slot in places.iter() {
             match self.load_copy(*slot, descriptor) {
                 Ok((plain, stored)) => {
-                    self.heal(chunk, place, &bad, &stored);
+                    self.heal(chunk, place, &bad, stored.bytes());
                     return Ok(plain);
                 }
                 Err(reason) => {
@@ -223,25 +249,19 @@ impl Store {
         &self,
         slot: Placement,
         descriptor: &Descriptor,
-    ) -> Result<(Vec<u8>, Vec<u8>), String> {
+    ) -> Result<(Vec<u8>, Span), String> {
         let place = &descriptor.frame;
-        let (bytes, skip) =
+        let stored =
             self.read_span(slot, place.slot_offset, place.stored_bytes).map_err(|e| e.to_string())?;
-        let stored = &bytes[skip..skip + place.stored_bytes as usize];
-        let plain = decode(place, stored)?;
+        let plain = decode(place, stored.bytes())?;
         if !verifies(descriptor, &plain) {
             return Err("its hash does not match".into());
         }
-        Ok((plain, stored.to_vec()))
+        Ok((plain, stored))
     }
 
-    /// Reads whole blocks around a span of a slot; returns them and where the span begins in them.
-    fn read_span(
-        &self,
-        slot: Placement,
-        offset: u32,
-        bytes: u32,
-    ) -> Result<(AlignedBuffer, usize), StoreError> {
+    /// Reads whole blocks around a span of a slot.
+    fn read_span(&self, slot: Placement, offset: u32, bytes: u32) -> Result<Span, StoreError> {
         let block = BLOCK_BYTES as u64;
         let first = u64::from(offset) / block * block;
         let end = (u64::from(offset) + u64::from(bytes)).next_multiple_of(block);
@@ -249,11 +269,12 @@ impl Store {
             let what = format!("a frame reaches beyond slot {}", slot.1);
             return Err(StoreError::Inconsistent { what });
         }
-        let mut buffer = AlignedBuffer::zeroed((end - first) as usize);
-        self.pool.read_slot(slot, first, &mut buffer)?;
+        let mut span = Span { blocks: BUFFER.take(), skip: (u64::from(offset) - first) as usize, bytes };
+        span.blocks.set_length((end - first) as usize);
+        self.pool.read_slot(slot, first, &mut span.blocks)?;
         Counters::add(&self.counters.device_reads, 1);
         Counters::add(&self.counters.frames_read, 1);
-        Ok((buffer, (u64::from(offset) - first) as usize))
+        Ok(span)
     }
 
     /// Writes a sound frame over the copies that did not verify, and touches nothing beside it.
@@ -262,13 +283,12 @@ impl Store {
             return;
         }
         for slot in bad {
-            let healed = self.read_span(*slot, place.slot_offset, place.stored_bytes).and_then(
-                |(mut blocks, skip)| {
-                    blocks[skip..skip + stored.len()].copy_from_slice(stored);
-                    let first = u64::from(place.slot_offset) - skip as u64;
-                    Ok(self.pool.write_slot(*slot, first, &blocks)?)
-                },
-            );
+            let healed = self.read_span(*slot, place.slot_offset, place.stored_bytes).and_then(|mut span| {
+                let skip = span.skip;
+                span.blocks[skip..skip + stored.len()].copy_from_slice(stored);
+                let first = u64::from(place.slot_offset) - skip as u64;
+                Ok(self.pool.write_slot(*slot, first, &span.blocks)?)
+            });
             match healed {
                 Ok(()) => {
                     Counters::add(&self.counters.frames_healed, 1);
