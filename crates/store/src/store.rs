@@ -17,7 +17,7 @@ use aegisfs_base::{BranchId, Clock, EpochId, InodeId, SegmentId, Sequence};
 use aegisfs_chunk::Compression;
 use aegisfs_format::log::RowDependency;
 use aegisfs_format::op::{Op, Transaction};
-use aegisfs_pool::{Placement, Pool};
+use aegisfs_pool::{Placement, Pool, ReadBack};
 pub use counters::Counters;
 pub(crate) use ids::{Ids, id_limits};
 use parking_lot::{Condvar, Mutex};
@@ -51,6 +51,8 @@ pub struct StoreOptions {
     pub workers: usize,
     /// How new data is compressed; by the superblock when not given.
     pub compression: Option<Compression>,
+    /// Which writes are read back and compared.
+    pub read_back: ReadBack,
     /// Write nothing.
     pub read_only: bool,
 }
@@ -62,6 +64,7 @@ impl Default for StoreOptions {
             metadata_cache_bytes: 96 << 20,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             compression: None,
+            read_back: ReadBack::Off,
             read_only: false,
         }
     }
@@ -92,7 +95,7 @@ pub struct Store {
     pub(crate) ingest: ingest::Ingest,
     pub(crate) counters: Counters,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) databases: Vec<Arc<aegisfs_pool::Database>>,
+    database: Arc<aegisfs_pool::Database>,
     sequencer: Mutex<Sequencer>,
     pub(crate) checkpointing: Mutex<()>,
     poison: OnceLock<String>,
@@ -119,11 +122,12 @@ pub(crate) struct Parts {
     pub(crate) ids: Ids,
     pub(crate) last: Sequence,
     pub(crate) freed: Vec<Placement>,
-    pub(crate) databases: Vec<Arc<aegisfs_pool::Database>>,
+    pub(crate) database: Arc<aegisfs_pool::Database>,
 }
 
 impl Store {
     pub(crate) fn assemble(parts: Parts, options: &StoreOptions, clock: Arc<dyn Clock>) -> Self {
+        parts.pool.set_read_back(options.read_back);
         let compression = options.compression.unwrap_or_else(|| {
             let (codec, level) = parts.pool.superblock().compression;
             match codec {
@@ -143,7 +147,7 @@ impl Store {
             ingest: ingest::Ingest::new(compression, options.workers),
             counters: Counters::default(),
             clock,
-            databases: parts.databases,
+            database: parts.database,
             sequencer: Mutex::new(Sequencer { last: parts.last, freed: parts.freed }),
             checkpointing: Mutex::new(()),
             poison: OnceLock::new(),
@@ -282,7 +286,12 @@ impl Store {
 
     /// Metadata pages healed from another copy since the store was opened.
     pub fn pages_healed(&self) -> u64 {
-        self.databases.iter().map(|database| database.healed()).sum()
+        self.databases().map(|database| database.healed()).sum()
+    }
+
+    /// The databases of the metadata and of the dedup index.
+    pub(crate) fn databases(&self) -> impl Iterator<Item = Arc<aegisfs_pool::Database>> {
+        [Some(Arc::clone(&self.database)), self.dedup.database()].into_iter().flatten()
     }
 
     /// Makes everything up to a sequence durable.
