@@ -163,6 +163,9 @@ fn start(
         tracing::info!("it was not unmounted the last time; the log is replayed");
     }
     let clock = Arc::new(SystemClock::default());
+    if let Some(mode) = &options.verify {
+        settings.verify(mode)?;
+    }
     let store_options = StoreOptions { read_only, ..settings.store_options() };
     let uuid = pool.uuid().to_string();
     let (store, recovered) = aegisfs_store::open(pool, &store_options, clock, &SystemRng::new()?)?;
@@ -173,7 +176,10 @@ fn start(
     let store = Arc::new(store);
     panics::guard(&store);
     let writable = store.check_writable().is_ok();
-    let fs_options = FsOptions { background: writable, ..settings.fs_options() };
+    let writeback = settings.writeback(options.writeback);
+    // What the kernel may hold and has not told us of yet.
+    let soft_reserve_bytes = if writeback { KERNEL_DIRTY_BYTES_MAX } else { 0 };
+    let fs_options = FsOptions { background: writable, soft_reserve_bytes, ..settings.fs_options() };
     let fs = Arc::new(Fs::mount(Arc::clone(&store), fs_options)?);
     let service = writable
         .then(|| aegisfs_store::Service::start(Arc::clone(&store), settings.intervals()))
@@ -182,7 +188,6 @@ fn start(
     let mut kernel = options.kernel.clone();
     kernel.read_only = !writable;
     let (mounted, connection) = Mount::new(mount, &kernel)?;
-    let writeback = settings.writeback(options.writeback);
     let session_options = SessionOptions { writeback, ..SessionOptions::default() };
     let session = Session::start(connection, FsFace::new(Arc::clone(&fs)), session_options)?;
     // The first request waits for the negotiation; an answer means that the mount is alive.

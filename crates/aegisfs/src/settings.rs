@@ -3,6 +3,7 @@
 use crate::failure::{Exit, Failure};
 use crate::places;
 use aegisfs_base::units::parse_size;
+use aegisfs_pool::ReadBack;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +18,8 @@ enum Kind {
     Number,
     /// A number of bytes, also as a size such as `64M`.
     Bytes,
+    /// One of these words.
+    Choice(&'static [&'static str]),
 }
 
 /// A setting that there is.
@@ -30,8 +33,16 @@ struct Key {
 }
 
 /// Every setting, in the order of the manual.
-const KEYS: [Key; 8] = [
+const KEYS: [Key; 9] = [
     Key { section: "mount", name: "writeback", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
+    Key {
+        section: "mount",
+        name: "verify",
+        kind: Kind::Choice(&["off", "sample", "full"]),
+        built_in: 0,
+        min: 0,
+        max: 2,
+    },
     Key { section: "flush", name: "settle_ms", kind: Kind::Number, built_in: 500, min: 10, max: 60_000 },
     Key {
         section: "flush",
@@ -85,9 +96,11 @@ impl Key {
             (Kind::Switch, _) => return Err(format!("'{text}' is neither true nor false")),
             (Kind::Number, _) => text.parse().ok(),
             (Kind::Bytes, _) => parse_size(text),
+            (Kind::Choice(words), _) => words.iter().position(|word| *word == text).map(|n| n as u64),
         };
         let value = value.ok_or_else(|| match self.kind {
             Kind::Bytes => format!("'{text}' is not a size"),
+            Kind::Choice(words) => format!("'{text}' is none of {}", words.join(", ")),
             _ => format!("'{text}' is not a number"),
         })?;
         if value < self.min || value > self.max {
@@ -213,6 +226,12 @@ impl Settings {
         self.number("mount.writeback") == 1
     }
 
+    /// Which writes are read back, where the mount's own options say so.
+    pub(crate) fn verify(&mut self, given: &str) -> Result<(), Failure> {
+        let taken = self.take("mount.verify", given, Source::Flag);
+        taken.map_err(|(message, hint)| Failure { hint, ..Failure::usage(message) })
+    }
+
     /// For the filesystem.
     pub(crate) fn fs_options(&self) -> aegisfs_fs::FsOptions {
         aegisfs_fs::FsOptions {
@@ -227,6 +246,8 @@ impl Settings {
         aegisfs_store::StoreOptions {
             chunk_cache_bytes: self.number("cache.chunk_bytes"),
             metadata_cache_bytes: self.number("cache.metadata_bytes") as usize,
+            read_back: [ReadBack::Off, ReadBack::Sample, ReadBack::Full]
+                [self.number("mount.verify") as usize],
             ..aegisfs_store::StoreOptions::default()
         }
     }
@@ -244,7 +265,11 @@ impl Settings {
     pub(crate) fn describe(&self) -> Value {
         let mut sections = Map::new();
         for (key, (value, source)) in KEYS.iter().zip(self.values) {
-            let value = if key.kind == Kind::Switch { json!(value == 1) } else { json!(value) };
+            let value = match key.kind {
+                Kind::Switch => json!(value == 1),
+                Kind::Choice(words) => json!(words[value as usize]),
+                Kind::Number | Kind::Bytes => json!(value),
+            };
             let section = sections.entry(key.section).or_insert_with(|| json!({}));
             section[key.name] = json!({ "value": value, "source": source.name() });
         }

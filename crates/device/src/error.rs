@@ -63,6 +63,14 @@ pub enum DeviceError {
         /// The device's description.
         device: String,
     },
+    /// What was written is not what is there.
+    #[error("{device}: other bytes than were just written are read back at offset {offset}")]
+    ReadBack {
+        /// Where the first one is.
+        offset: u64,
+        /// The device's description.
+        device: String,
+    },
     /// An image became shorter while it was open.
     #[error("{device}: ends at offset {offset}, inside its size of {bytes} bytes: it was truncated")]
     Truncated {
@@ -183,6 +191,7 @@ impl DeviceError {
                 FaultKind::Unavailable
             }
             Self::FlushLost { .. } => FaultKind::Poisoned,
+            Self::ReadBack { .. } => FaultKind::Corrupt,
             Self::Misaligned { .. } => FaultKind::Internal,
             // A pointer read from a disk can lead outside; that is the data's fault, not ours.
             Self::OutOfBounds { .. }

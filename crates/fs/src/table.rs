@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 
 /// Clean nodes kept in memory before some are dropped.
 const NODES_KEPT: usize = 32 << 10;
-/// Shards, so that threads seldom meet.
-const SHARDS: usize = 16;
+/// Shards, so that threads seldom meet, and so that one that grows takes little.
+const SHARDS: usize = 64;
 
 /// Nodes and lookup counts.
 pub(crate) struct Table {
@@ -22,8 +22,69 @@ pub(crate) struct Table {
 #[derive(Default)]
 struct Shard {
     nodes: HashMap<InodeId, Arc<Node>>,
-    /// Sixteen bytes for each inode that the kernel holds.
-    lookups: HashMap<InodeId, u64>,
+    /// Nodes at which some are dropped, when that is more than there may be anyway.
+    crowded_at: usize,
+    lookups: Lookups,
+}
+
+/// How often the kernel knows each inode: nine bytes for an entry, which with the room that a table keeps are
+/// 10 to 21 for each inode that the kernel holds.
+#[derive(Default)]
+struct Lookups {
+    /// Counts of inodes with numbers that fit.
+    counts: HashMap<ShortId, u16>,
+    /// Of the others all, of those what did not fit.
+    rest: HashMap<InodeId, u64>,
+}
+
+/// The lower 48 bits of an inode's number, packed without padding.
+type ShortId = [u16; 3];
+
+impl Lookups {
+    fn short(id: InodeId) -> Option<ShortId> {
+        let [a, b, c, d] = [id.0 as u16, (id.0 >> 16) as u16, (id.0 >> 32) as u16, (id.0 >> 48) as u16];
+        (d == 0).then_some([a, b, c])
+    }
+
+    fn add(&mut self, id: InodeId) {
+        if let Some(short) = Self::short(id) {
+            let count = self.counts.entry(short).or_default();
+            if let Some(more) = count.checked_add(1) {
+                *count = more;
+                return;
+            }
+        }
+        *self.rest.entry(id).or_default() += 1;
+    }
+
+    /// Takes some away; says whether none are left.
+    fn take(&mut self, id: InodeId, mut count: u64) -> bool {
+        if let Some(rest) = self.rest.get_mut(&id) {
+            let taken = count.min(*rest);
+            *rest -= taken;
+            count -= taken;
+            if *rest == 0 {
+                self.rest.remove(&id);
+            }
+        }
+        if let Some(short) = Self::short(id)
+            && let Some(known) = self.counts.get_mut(&short)
+        {
+            *known = u16::try_from(u64::from(*known).saturating_sub(count)).unwrap_or(u16::MAX);
+            if *known == 0 {
+                self.counts.remove(&short);
+                // Room for what the kernel has let go of is given back.
+                if self.counts.len() < self.counts.capacity() / 8 {
+                    self.counts.shrink_to(self.counts.len() * 2);
+                }
+            }
+        }
+        !self.contains(id)
+    }
+
+    fn contains(&self, id: InodeId) -> bool {
+        Self::short(id).is_some_and(|short| self.counts.contains_key(&short)) || self.rest.contains_key(&id)
+    }
 }
 
 impl Default for Table {
@@ -44,19 +105,19 @@ impl Table {
     /// Puts a node in, unless somebody was faster; returns the one that counts.
     pub(crate) fn insert(&self, node: Arc<Node>) -> Arc<Node> {
         let mut shard = self.shard(node.id).lock();
-        if shard.nodes.len() > NODES_KEPT / SHARDS {
+        if shard.nodes.len() > shard.crowded_at.max(NODES_KEPT / SHARDS) {
             // Whoever holds a node has its Arc, so a count of one means that nobody does.
             let mut spare = shard.nodes.len() / 4;
             shard.nodes.retain(|_, node| {
                 let idle = spare > 0
                     && Arc::strong_count(node) == 1
-                    && node
-                        .state
-                        .try_read()
-                        .is_some_and(|s| !s.is_dirty() && !s.orphan && s.overlay.is_empty());
+                    // What its overlay may still hold stands beside the inode as well.
+                    && node.state.try_read().is_some_and(|s| !s.is_dirty() && !s.orphan);
                 spare -= usize::from(idle);
                 !idle
             });
+            // Where most are in use, not every newcomer looks through all of them again.
+            shard.crowded_at = shard.nodes.len() + NODES_KEPT / SHARDS / 4;
         }
         Arc::clone(shard.nodes.entry(node.id).or_insert(node))
     }
@@ -90,26 +151,50 @@ impl Table {
 
     /// The kernel has learnt of an inode once more.
     pub(crate) fn looked_up(&self, id: InodeId) {
-        *self.shard(id).lock().lookups.entry(id).or_default() += 1;
+        self.shard(id).lock().lookups.add(id);
     }
 
     /// The kernel gives back some of its references; says whether it has none left.
     pub(crate) fn forget(&self, id: InodeId, count: u64) -> bool {
-        let mut shard = self.shard(id).lock();
-        let Some(known) = shard.lookups.get_mut(&id) else { return true };
-        *known = known.saturating_sub(count);
-        if *known > 0 {
-            return false;
-        }
-        shard.lookups.remove(&id);
-        true
+        self.shard(id).lock().lookups.take(id, count)
     }
 
     pub(crate) fn is_known(&self, id: InodeId) -> bool {
-        self.shard(id).lock().lookups.contains_key(&id)
+        self.shard(id).lock().lookups.contains(id)
     }
 
     pub(crate) fn nodes_in_memory(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().nodes.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_of_the_kernel_are_counted_however_many_there_are() {
+        for id in [InodeId(1), InodeId(0x1234_5678_9abc), InodeId(1 << 48), InodeId(u64::MAX)] {
+            let mut lookups = Lookups::default();
+            assert!(lookups.take(id, 3), "{id}: it was not known");
+            for _ in 0..70_000 {
+                lookups.add(id);
+            }
+            lookups.add(InodeId(77));
+            assert!(!lookups.take(id, 69_000), "{id}");
+            assert!(!lookups.take(id, 999), "{id}");
+            assert!(lookups.contains(id), "{id}");
+            assert!(lookups.take(id, 1), "{id}");
+            assert!(!lookups.contains(id) && lookups.contains(InodeId(77)), "{id}");
+        }
+    }
+
+    #[test]
+    fn an_entry_takes_eight_bytes_and_room_is_given_back() {
+        assert_eq!(size_of::<(ShortId, u16)>(), 8);
+        let mut lookups = Lookups::default();
+        (0..100_000).for_each(|id| lookups.add(InodeId(id)));
+        assert!((0..100_000).all(|id| lookups.take(InodeId(id), 1)));
+        assert!(lookups.counts.capacity() < 1_000);
     }
 }

@@ -134,6 +134,8 @@ pub(crate) mod fattr {
 
 /// Bit of `WriteIn::write_flags`: the kernel writes back what it cached.
 pub(crate) const WRITE_CACHE: u32 = 1;
+/// Open flag of a reply: the kernel caches nothing of what is written through this handle.
+pub(crate) const FOPEN_DIRECT_IO: u32 = 1;
 /// Open flag of a reply: what the kernel has cached of the file is still right.
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// Open flag of a reply: the kernel may keep the directory's entries.

@@ -1,8 +1,8 @@
 //! The face of a filesystem: each operation decoded, called, encoded.
 
 use crate::abi::{
-    CreateIn, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ForgetOne, GetxattrOut, LseekOut, OpenOut, ReadIn,
-    SetattrIn, StatfsOut, WRITE_CACHE, WriteOut, fattr,
+    CreateIn, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ForgetOne, GetxattrOut, LseekOut, OpenOut,
+    ReadIn, SetattrIn, StatfsOut, WRITE_CACHE, WriteOut, fattr,
 };
 use crate::ioctl;
 use crate::reply::{DirentPlace, Reply, entry_out};
@@ -112,17 +112,17 @@ impl FsFace {
         let fs = &*self.fs;
         let node = InodeId(request.node);
         match request.operation {
-            O::Open { .. } => open(fs.open(node)?, FOPEN_KEEP_CACHE, reply),
+            O::Open { .. } => open(fs.open(node)?, self.caching(), reply),
             O::Opendir => open(fs.open(node)?, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply),
             O::Create { input, name } => {
                 let (made, handle) = fs.create(node, name, &options(request, input.mode))?;
                 reply.entry(&made);
-                open(handle, FOPEN_KEEP_CACHE, reply);
+                open(handle, self.caching(), reply);
             }
             O::Tmpfile(CreateIn { mode, .. }) => {
                 let made = fs.tmpfile(node, &options(request, mode))?;
                 reply.entry(&made);
-                open(fs.open(made.id)?, FOPEN_KEEP_CACHE, reply);
+                open(fs.open(made.id)?, self.caching(), reply);
             }
             O::Read(input) => {
                 let count = fs.read(HandleId(input.fh), input.offset, reply.space(input.size as usize))?;
@@ -158,6 +158,11 @@ impl FsFace {
             _ => return self.dispatch_xattrs(request, reply),
         }
         Ok(())
+    }
+
+    /// With little room left a writer has to hear of it at once, which the kernel's cache would not let it.
+    fn caching(&self) -> u32 {
+        if self.fs.nearly_full() { FOPEN_DIRECT_IO } else { FOPEN_KEEP_CACHE }
     }
 
     fn dispatch_xattrs(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), FsError> {

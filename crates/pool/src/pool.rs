@@ -47,6 +47,7 @@ pub struct Pool {
     slot_bytes: u64,
     uuid: Uuid,
     redundancy: Redundancy,
+    pub(crate) reads_back: crate::read_back::ReadsBack,
 }
 
 impl Pool {
@@ -65,6 +66,7 @@ impl Pool {
                 shards_parity: state.superblock.shards_parity,
             },
             state: Mutex::new(state),
+            reads_back: Default::default(),
         }
     }
 

@@ -41,7 +41,7 @@ impl Pool {
         }
         assert!(offset + data.len() as u64 <= self.slot_bytes(), "a write stays within its slot");
         self.ensure_dirty()?;
-        match member.write(member.layout.slot_offset(slot) + offset, data) {
+        match self.write_checked(member, member.layout.slot_offset(slot) + offset, data) {
             Ok(()) => Ok(()),
             Err(error) => self.expel(device, error),
         }

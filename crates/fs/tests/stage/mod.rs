@@ -8,8 +8,8 @@ use aegisfs_store::{StoreOptions, open};
 use std::sync::Arc;
 
 pub(crate) struct World {
-    device: Arc<MemoryDevice>,
-    rng: SeededRng,
+    pub(crate) device: Arc<MemoryDevice>,
+    pub(crate) rng: SeededRng,
 }
 
 impl World {
