@@ -54,6 +54,8 @@ pub(crate) struct NodeState {
     pub(crate) dirty_since: Duration,
     /// Its content goes into rows however little it is, since more is about to lie beside it.
     pub(crate) outlined: bool,
+    /// It is known to have no attribute that gives powers.
+    pub(crate) powerless: bool,
     /// Without a name; goes when nobody has it any more.
     pub(crate) orphan: bool,
     /// Gone; whoever still finds it here looks again.

@@ -17,7 +17,7 @@ mod remove;
 pub mod rename;
 pub mod setattr;
 pub mod statfs;
-mod write;
+pub mod write;
 pub mod xattr;
 
 use crate::FsError;

@@ -3,7 +3,7 @@
 mod stage;
 
 use aegisfs_base::{Rng, SeededRng};
-use aegisfs_fs::{Changes, Flusher, Fs, FsError, FsOptions, HandleId};
+use aegisfs_fs::{Changes, Flusher, Fs, FsError, FsOptions, HandleId, WriteKind};
 use aegisfs_store::StoreError;
 use stage::{World, create};
 use std::sync::Arc;
@@ -143,9 +143,10 @@ fn the_room_kept_for_cached_writes_is_refused_to_others() {
     fs.fsync(handle).unwrap();
     let free = fs.store().free_bytes();
     assert!((kept..kept + 3 * STEP as u64).contains(&free), "{free} bytes are left");
+    let cached = WriteKind { cached: true, drops_privileges: false };
     // A cached write may still have it; then nothing new is made, until something goes.
-    fs.write_with(handle, offset, &data, true).unwrap();
-    fs.write_with(handle, offset + STEP as u64, &data, true).unwrap();
+    fs.write_with(handle, offset, &data, cached).unwrap();
+    fs.write_with(handle, offset + STEP as u64, &data, cached).unwrap();
     fs.fsync(handle).unwrap();
     assert!(fs.nearly_full());
     assert_eq!(fs.statfs().unwrap().blocks_free, 0);

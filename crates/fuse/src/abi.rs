@@ -113,6 +113,7 @@ pub(crate) mod init {
     pub(crate) const MAX_PAGES: u64 = 1 << 22;
     pub(crate) const CACHE_SYMLINKS: u64 = 1 << 23;
     pub(crate) const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
+    pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(crate) const SETXATTR_EXT: u64 = 1 << 29;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
     pub(crate) const HAS_EXPIRE_ONLY: u64 = 1 << 35;
@@ -130,10 +131,13 @@ pub(crate) mod fattr {
     pub(crate) const ATIME_NOW: u32 = 1 << 7;
     pub(crate) const MTIME_NOW: u32 = 1 << 8;
     pub(crate) const CTIME: u32 = 1 << 10;
+    pub(crate) const KILL_SUIDGID: u32 = 1 << 11;
 }
 
 /// Bit of `WriteIn::write_flags`: the kernel writes back what it cached.
 pub(crate) const WRITE_CACHE: u32 = 1;
+/// Bit of `WriteIn::write_flags`: the writer may not keep setuid and setgid bits.
+pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// Open flag of a reply: the kernel caches nothing of what is written through this handle.
 pub(crate) const FOPEN_DIRECT_IO: u32 = 1;
 /// Open flag of a reply: what the kernel has cached of the file is still right.

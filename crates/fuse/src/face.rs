@@ -2,7 +2,7 @@
 
 use crate::abi::{
     CreateIn, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ForgetOne, GetxattrOut, LseekOut, OpenOut,
-    ReadIn, SetattrIn, StatfsOut, WRITE_CACHE, WriteOut, fattr,
+    ReadIn, SetattrIn, StatfsOut, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteOut, fattr,
 };
 use crate::ioctl;
 use crate::reply::{DirentPlace, Reply, entry_out};
@@ -11,7 +11,7 @@ use crate::session::Handler;
 use aegisfs_base::{InodeId, Timestamp};
 use aegisfs_fs::{
     Caller, Changes, CopyEnd, Errno, Fs, FsError, HandleId, Kind, MakeOptions, RenameFlags, TimeChange,
-    Whence, XattrMode,
+    Whence, WriteKind, XattrMode,
 };
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -129,8 +129,9 @@ impl FsFace {
                 reply.truncate(count);
             }
             O::Write { input, data } => {
-                let cached = input.write_flags & WRITE_CACHE != 0;
-                let count = fs.write_with(HandleId(input.fh), input.offset, data, cached)?;
+                let has = |flag: u32| input.write_flags & flag != 0;
+                let kind = WriteKind { cached: has(WRITE_CACHE), drops_privileges: has(WRITE_KILL_SUIDGID) };
+                let count = fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
                 reply.push(&WriteOut { size: count as u32, padding: 0 });
             }
             O::Release { handle } | O::Releasedir { handle } => fs.release(HandleId(handle))?,
@@ -138,6 +139,10 @@ impl FsFace {
             O::Readdir(input) => self.readdir(node, &input, false, reply)?,
             O::Readdirplus(input) => self.readdir(node, &input, true, reply)?,
             O::Fallocate(input) => {
+                // The kernel does not tell whether the caller may keep them; root may.
+                if request.uid != 0 {
+                    fs.drop_privileges(node)?;
+                }
                 fs.fallocate(HandleId(input.fh), input.offset, input.length, input.mode)?;
             }
             O::Lseek(input) => {
@@ -260,6 +265,7 @@ fn changes(input: &SetattrIn) -> Changes {
         uid: has(fattr::UID).then_some(input.uid),
         gid: has(fattr::GID).then_some(input.gid),
         size: has(fattr::SIZE).then_some(input.size),
+        drops_privileges: has(fattr::KILL_SUIDGID) || has(fattr::UID) || has(fattr::GID),
         atime: time(fattr::ATIME, fattr::ATIME_NOW, input.atime, input.atimensec),
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, input.mtime, input.mtimensec),
         ctime: has(fattr::CTIME).then(|| Timestamp::from_parts(input.ctime as i64, input.ctimensec)),

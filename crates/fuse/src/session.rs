@@ -191,6 +191,7 @@ fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Resu
         | init::MAX_PAGES
         | init::CACHE_SYMLINKS
         | init::EXPLICIT_INVAL_DATA
+        | init::HANDLE_KILLPRIV_V2
         | init::SETXATTR_EXT
         | init::INIT_EXT
         | init::HAS_EXPIRE_ONLY

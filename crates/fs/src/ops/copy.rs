@@ -1,5 +1,6 @@
 //! copy_file_range: a range of one file becomes the other's, sharing chunks instead of copying them.
 
+use super::write::WriteKind;
 use crate::FsError;
 use crate::fs::{Fs, note_commit};
 use crate::handle::HandleId;
@@ -85,7 +86,7 @@ impl Fs {
         let (before, older) = (state.inode, state.overlay.clone());
         state.overlay.cut(to, to + length);
         state.inode.size = state.inode.size.max(to + length);
-        self.stamp(target, state, false);
+        self.stamp(target, state, WriteKind { cached: false, drops_privileges: true });
         let ops = vec![
             Self::put_inode(target.id, state),
             Op::Replace {

@@ -2,7 +2,7 @@
 
 use crate::FsError;
 use crate::fs::{Attributes, Fs, attributes, note_commit};
-use crate::node::{Node, NodeState, S_IFMT};
+use crate::node::{Node, NodeState, S_IFDIR, S_IFMT, S_ISGID, S_ISUID};
 use aegisfs_base::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
 use aegisfs_base::{InodeId, Timestamp};
 use aegisfs_format::key::{self, Table};
@@ -35,6 +35,8 @@ pub struct Changes {
     pub atime: Option<TimeChange>,
     /// Last change of content.
     pub mtime: Option<TimeChange>,
+    /// Whoever changes the length or the owner may not keep setuid and setgid bits.
+    pub drops_privileges: bool,
     /// Last change of the inode, which a kernel with a writeback cache keeps itself.
     pub ctime: Option<Timestamp>,
 }
@@ -50,18 +52,26 @@ impl Fs {
         if let Some(size) = changes.size {
             self.truncate(&node, size)?;
         }
-        let others = Changes { size: None, ..*changes };
         let mut state = node.state.write();
+        let has_any = state.inode.mode & (S_ISUID | S_ISGID) != 0 || state.inode.xattrs;
+        let drops_privileges = changes.drops_privileges && has_any;
+        let others = Changes { size: None, drops_privileges, ..*changes };
         if state.dead {
             return Err(FsError::NotFound);
         }
         if others == Changes::default() {
             return Ok(attributes(id, &state));
         }
+        if others.drops_privileges && !state.is_directory() {
+            self.drop_capability(&node, &mut state)?;
+        }
         let before = state.inode;
         change(&mut state, &others, self.now());
         // Times that a writeback cache sends along with every file are kept until something else is stored.
-        let only_times = others.permissions.is_none() && others.uid.is_none() && others.gid.is_none();
+        let only_times = others.permissions.is_none()
+            && others.uid.is_none()
+            && others.gid.is_none()
+            && !others.drops_privileges;
         if only_times && state.is_dirty() {
             self.keep_for_later(&node, &mut state);
             return Ok(attributes(id, &state));
@@ -169,6 +179,9 @@ fn change(state: &mut NodeState, changes: &Changes, now: Timestamp) {
     let inode = &mut state.inode;
     if let Some(permissions) = changes.permissions {
         inode.mode = inode.mode & S_IFMT | permissions & 0o7_777;
+    }
+    if changes.drops_privileges && inode.mode & S_IFMT != S_IFDIR {
+        super::write::drop_set_bits(inode);
     }
     inode.uid = changes.uid.unwrap_or(inode.uid);
     inode.gid = changes.gid.unwrap_or(inode.gid);

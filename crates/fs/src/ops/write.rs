@@ -6,7 +6,11 @@ use crate::fs::Fs;
 use crate::handle::HandleId;
 use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
 use crate::overlay::Origin;
+use aegisfs_base::InodeId;
 use aegisfs_base::limits::FILE_BYTES_MAX;
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,17 +19,28 @@ use std::time::Duration;
 /// Execution bit of the group, without which setgid means something else.
 const S_IXGRP: u32 = 0o010;
 
+/// How bytes come to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteKind {
+    /// A kernel writes back what it took and stamped itself. Such bytes may have the room kept for them.
+    pub cached: bool,
+    /// The writer may not keep the file's setuid and setgid bits.
+    pub drops_privileges: bool,
+}
+
+/// The attribute that gives a program powers; it does not outlive a change of the program.
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
+
 impl Fs {
-    /// Writes bytes at an offset. Durable after a sync of the file.
+    /// Writes bytes at an offset, on behalf of an ordinary user. Durable after a sync of the file.
     ///
     /// # Errors
     /// `TooLarge`, `BadHandle`, no space, or a fault.
     pub fn write(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize, FsError> {
-        self.write_with(handle, offset, data, false)
+        self.write_with(handle, offset, data, WriteKind { cached: false, drops_privileges: true })
     }
 
-    /// The same; `cached` for a kernel that writes back what it took and stamped itself: such bytes may have
-    /// the room that is kept for them.
+    /// The same, as it came about.
     ///
     /// # Errors
     /// As [`Fs::write`].
@@ -34,7 +49,7 @@ impl Fs {
         handle: HandleId,
         offset: u64,
         data: &[u8],
-        cached: bool,
+        kind: WriteKind,
     ) -> Result<usize, FsError> {
         let node = self.handle_node(handle)?;
         if data.is_empty() {
@@ -44,7 +59,7 @@ impl Fs {
         let end = end.ok_or(FsError::TooLarge)?;
         self.store.check_writable()?;
         self.wait_for_memory(&node)?;
-        let leave = if cached { 0 } else { self.soft_reserve_bytes() };
+        let leave = if kind.cached { 0 } else { self.soft_reserve_bytes() };
         let promise = self.reserve(data.len() as u64, leave)?;
         let mut state = node.state.write();
         if !state.is_regular() {
@@ -56,7 +71,8 @@ impl Fs {
         self.count_waiting(before, state.overlay.waiting_bytes());
         state.fit_promise(&self.store, Some(promise));
         state.inode.size = state.inode.size.max(end);
-        self.stamp(&node, &mut state, cached);
+        self.drop_capability(&node, &mut state)?;
+        self.stamp(&node, &mut state, kind);
         if was_clean {
             state.dirty_since = state.written;
         }
@@ -70,20 +86,48 @@ impl Fs {
         Ok(data.len())
     }
 
-    pub(super) fn stamp(&self, node: &Arc<Node>, state: &mut NodeState, keep_times: bool) {
+    pub(super) fn stamp(&self, node: &Arc<Node>, state: &mut NodeState, kind: WriteKind) {
         let now = self.now();
-        if !keep_times {
+        if !kind.cached {
             state.inode.mtime = now;
             state.inode.ctime = now;
-            // Whoever writes is no longer known to be the owner.
-            state.inode.mode &= !S_ISUID;
-            if state.inode.mode & S_IXGRP != 0 {
-                state.inode.mode &= !S_ISGID;
-            }
+        }
+        if kind.drops_privileges {
+            drop_set_bits(&mut state.inode);
         }
         state.attributes_dirty = true;
         state.written = self.clock.elapsed();
         self.nodes.note_dirty(node);
+    }
+
+    /// Takes powers from a file that is about to change.
+    ///
+    /// # Errors
+    /// `NotFound`, or a fault.
+    pub fn drop_privileges(&self, id: InodeId) -> Result<(), FsError> {
+        let node = self.node(id)?;
+        let mut state = node.state.write();
+        self.drop_capability(&node, &mut state)?;
+        let before = state.inode.mode;
+        drop_set_bits(&mut state.inode);
+        if state.inode.mode != before {
+            self.keep_for_later(&node, &mut state);
+        }
+        Ok(())
+    }
+
+    /// Removes the attribute that gives powers, if the file may have it.
+    pub(super) fn drop_capability(&self, node: &Node, state: &mut NodeState) -> Result<(), FsError> {
+        if !state.inode.xattrs || state.powerless || state.dead {
+            return Ok(());
+        }
+        if self.stored_xattr(node.id, CAPABILITY)?.is_some() {
+            let stem = key::xattr(node.id, CAPABILITY);
+            let committed = self.commit(vec![Op::RemoveVersion { table: Table::Xattr, stem }])?;
+            state.last = committed.sequence;
+        }
+        state.powerless = true;
+        Ok(())
     }
 
     /// Promises room. What waits in memory was promised its worst case; once it is stored the rest comes back.
@@ -135,5 +179,13 @@ impl Fs {
             self.drained.1.wait_for(&mut turn, Duration::from_millis(20));
         }
         Ok(())
+    }
+}
+
+/// Takes the setuid bit off, and setgid where it is one: without the group's execution bit it means something else.
+pub(super) fn drop_set_bits(inode: &mut Inode) {
+    inode.mode &= !S_ISUID;
+    if inode.mode & S_IXGRP != 0 {
+        inode.mode &= !S_ISGID;
     }
 }

@@ -47,6 +47,7 @@ impl Fs {
         }
         let before = state.inode;
         state.inode.xattrs = true;
+        state.powerless = false;
         state.inode.ctime = self.now();
         let put =
             Op::PutVersion { table: Table::Xattr, stem: key::xattr(id, name), value: value::wrap(content) };
@@ -122,7 +123,7 @@ impl Fs {
         Ok(())
     }
 
-    fn stored_xattr(&self, id: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>, FsError> {
+    pub(super) fn stored_xattr(&self, id: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>, FsError> {
         let view = self.store.head_view(HEAD)?;
         let stored = versions::visible(&self.store.view(), Table::Xattr, &key::xattr(id, name), &view)?;
         Ok(stored.map(|stored| value::unwrap(&stored).map(<[u8]>::to_vec)).transpose()?)
