@@ -1,99 +1,109 @@
-//! `bench`: AegisFS through its mount beside ext4, both on loop devices of the same disk, in the same run.
+//! `bench`: AegisFS through its mount beside other filesystems, all on loop devices of the same disk, in the
+//! same run.
 //!
 //! A null filesystem on the same transport shows what the way through the kernel costs. Every row is run
-//! several times; the median, the spread and the ratio to ext4 are printed. Absolute times on a shared
-//! machine prove nothing.
+//! several times on all of them in turn; medians, half the spread and the ratio to ext4 are printed. Every row
+//! ends with a remount, a comparison with what was written, and `check`. At the end stand the bars that the
+//! filesystem is held to. Absolute times on a shared machine prove nothing.
 
-mod rows;
+mod blocks;
+mod clients;
+mod databases;
+mod files;
+mod measure;
+mod space;
+mod streams;
 mod targets;
 
 use crate::{setup, shell};
-use anyhow::{Result, bail};
-use rows::ROWS;
-use targets::{Target, Targets};
+use anyhow::{Context, Result, bail};
+use measure::Report;
+use std::fs::File;
+use targets::{Ground, Kind, Target};
 
-/// Runs of each row.
-const ROUNDS: usize = 3;
-/// A larger spread than this is measured once more.
-const SPREAD_MAX: f64 = 0.25;
+/// The size of each filesystem; images are sparse.
+const POOL_BYTES: u64 = 16 << 30;
 
-/// What a row measured on a target: the median, and how far the runs lie apart in parts of it.
-#[derive(Clone, Copy)]
-struct Figure {
-    median: f64,
-    spread: f64,
+/// Some kind of work on all targets.
+struct Row {
+    /// What a word of the command line is looked for in.
+    name: &'static str,
+    run: fn(&Ground, &mut Report) -> Result<()>,
 }
+
+const ROWS: [Row; 12] = [
+    Row { name: "write, half compressible", run: streams::write_half },
+    Row { name: "write, incompressible", run: streams::write_noise },
+    Row { name: "read, cold and warm", run: streams::read },
+    Row { name: "random reads", run: blocks::read },
+    Row { name: "random writes", run: blocks::write },
+    Row { name: "one fsync", run: blocks::write_and_sync },
+    Row { name: "files: create, stat, unlink", run: files::create_stat_unlink },
+    Row { name: "files: read, cold", run: files::read_cold },
+    Row { name: "sqlite", run: databases::sqlite },
+    Row { name: "pgbench", run: databases::pgbench },
+    Row { name: "space", run: space::stored },
+    Row { name: "tree copied again", run: space::copied_again },
+];
 
 /// Runs every row, or those whose name contains a word.
 pub(crate) fn run(word: Option<&str>) -> Result<()> {
+    let rows: Vec<&Row> = ROWS.iter().filter(|row| word.is_none_or(|word| row.name.contains(word))).collect();
+    if rows.is_empty() {
+        bail!("no row has this in its name; there are {}", ROWS.map(|row| row.name).join("; "));
+    }
     setup::install_packages();
+    setup::install_bench_packages();
     if !setup::is_root() {
         bail!("the benchmark mounts filesystems and needs root");
     }
-    shell::stage("build", || shell::run(&["cargo", "build", "--release", "--package", "aegisfs"]))?;
+    shell::stage("build", build)?;
+    // Two at once would measure each other, and take each other's mounts down.
+    let lock = File::create(std::env::temp_dir().join("aegisfs-bench.lock"))?;
+    lock.try_lock().context("another benchmark is running")?;
     say_where()?;
-    let targets = Targets::set_up()?;
-    println!("{:<34} {:>16} {:>16} {:>16}  ratio to ext4", "row", "aegisfs", "ext4", "null");
-    for row in ROWS.iter().filter(|row| word.is_none_or(|word| row.name.contains(word))) {
-        let figures =
-            targets
-                .all()
-                .map(|target| {
-                    if row.needs_data && !target.keeps_data {
-                        Ok(None)
-                    } else {
-                        measure(row, target).map(Some)
-                    }
-                })
-                .collect::<Result<Vec<_>>>()?;
-        print_row(row, &figures);
+    let ground = Ground::prepare()?;
+    let mut report = Report::new();
+    for row in rows {
+        if !report.has_time() {
+            report.fail(format!("{}: no time is left", row.name));
+            continue;
+        }
+        if let Err(error) = (row.run)(&ground, &mut report) {
+            report.fail(format!("{}: {error:#}", row.name));
+        }
     }
-    targets.verify()
+    report.print();
+    if !report.failures.is_empty() {
+        bail!("{}", report.failures.join("; "));
+    }
+    Ok(())
+}
+
+fn build() -> Result<()> {
+    shell::run(&["cargo", "build", "--release", "--package", "aegisfs"])?;
+    shell::run(&["cargo", "build", "--release", "--package", "xtask", "--example", "bench-client"])
 }
 
 fn say_where() -> Result<()> {
     let kernel = shell::output(&["uname", "-srm"])?;
     let cores = std::thread::available_parallelism()?;
-    println!(
-        "machine: {}, {cores} cores, load {}",
-        kernel.trim(),
-        std::fs::read_to_string("/proc/loadavg")?.trim()
-    );
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    println!("machine: {}, {cores} cores, load {}", kernel.trim(), load.trim());
+    println!("in each row the median of {} runs, and how far they lie from it", measure::ROUNDS);
+    for (kind, why) in Kind::ALL.iter().filter_map(|kind| Some((kind, kind.missing()?))) {
+        println!("without {}: {why}", kind.name());
+    }
+    measure::print_heads();
     Ok(())
 }
 
-fn measure(row: &rows::Row, target: &Target) -> Result<Figure> {
-    let once = || -> Result<Figure> {
-        let mut runs = Vec::new();
-        for round in 0..ROUNDS {
-            runs.push((row.run)(target, round)?);
-        }
-        runs.sort_by(f64::total_cmp);
-        let median = runs[ROUNDS / 2];
-        Ok(Figure { median, spread: (runs[ROUNDS - 1] - runs[0]) / median })
-    };
-    let first = once()?;
-    if first.spread <= SPREAD_MAX {
-        return Ok(first);
+/// The end of every row: AegisFS is mounted again, gives back what was written, and its device verifies.
+fn verify(report: &mut Report, row: &str, targets: &[Target], same: impl FnOnce(&Target) -> Result<()>) {
+    let Some(target) = targets.iter().find(|target| target.kind == Kind::Aegis) else { return };
+    let outcome = target.chill().and_then(|()| same(target)).and_then(|()| target.check());
+    match outcome {
+        Ok(()) => println!("  verified: contents after a remount, and check"),
+        Err(error) => report.fail(format!("{row}: {error:#}")),
     }
-    let second = once()?;
-    Ok(if second.spread < first.spread { second } else { first })
-}
-
-fn print_row(row: &rows::Row, figures: &[Option<Figure>]) {
-    let show = |figure: &Option<Figure>| match figure {
-        Some(figure) => format!("{:.0} ±{:.0}%", figure.median, figure.spread * 50.0),
-        None => "-".into(),
-    };
-    let ratio = match (figures[0], figures[1]) {
-        (Some(ours), Some(ext4)) => format!("{:.2}", ours.median / ext4.median),
-        _ => "-".into(),
-    };
-    println!(
-        "{:<34} {:>16} {:>16} {:>16}  {ratio}",
-        format!("{} ({})", row.name, row.unit),
-        show(&figures[0]),
-        show(&figures[1]),
-        show(&figures[2])
-    );
 }

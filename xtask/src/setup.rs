@@ -32,6 +32,12 @@ const PACKAGES: [Package; 12] = [
     Package { program: "stress-ng", package: "stress-ng" },
 ];
 
+/// What only the benchmark compares with.
+const BENCH_PACKAGES: [Package; 2] = [
+    Package { program: "mkfs.btrfs", package: "btrfs-progs" },
+    Package { program: "pg_createcluster", package: "postgresql" },
+];
+
 /// The runner of unit and simulator tests.
 pub(crate) const NEXTEST: Tool = Tool { program: "cargo-nextest", package: "cargo-nextest", version: None };
 /// Checks POSIX semantics on a mount.
@@ -43,7 +49,16 @@ pub(crate) const PJDFSTEST: Tool =
 /// A package that cannot be installed is no error here: the tests that need it skip themselves and
 /// say so, and the list of allowed skips decides.
 pub(crate) fn install_packages() {
-    let missing: Vec<&str> = PACKAGES
+    install(&PACKAGES);
+}
+
+/// The same for what the benchmark compares with; it leaves out what is not there.
+pub(crate) fn install_bench_packages() {
+    install(&BENCH_PACKAGES);
+}
+
+fn install(packages: &[Package]) {
+    let missing: Vec<&str> = packages
         .iter()
         .filter(|package| !shell::is_installed(package.program))
         .map(|package| package.package)

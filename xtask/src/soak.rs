@@ -1,4 +1,4 @@
-//! `soak`: the crash tests with many more points than an ordinary run has time for.
+//! `soak`: what an ordinary run has no time for: the crash tests with many more points, and millions of files.
 
 use crate::shell;
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,8 @@ use std::time::Instant;
 const POINTS: &str = "4400";
 /// Points in all that a run without an argument must reach.
 const TOTAL_MIN: u64 = 100_000;
+/// Files of the test with very many files.
+const FILES: &str = "10000000";
 /// How a suite begins the line in which it tells its points.
 const MARK: &str = "crash points: ";
 
@@ -31,6 +33,19 @@ pub(crate) fn run(points: Option<&str>) -> Result<()> {
     println!("{total:>9}  crash points in {} suites and {} s", suites.len(), start.elapsed().as_secs());
     ensure!(status.success(), "the simulator's tests failed: {status}");
     ensure!(points.is_some() || total >= TOTAL_MIN, "{total} points are fewer than {TOTAL_MIN}");
+    if points.is_none() {
+        make_many_files()?;
+    }
+    Ok(())
+}
+
+/// Fills a filesystem with millions of files, crashes, opens and walks it.
+fn make_many_files() -> Result<()> {
+    println!("soak: {FILES} files");
+    let line = ["cargo", "test", "--release", "--package", "aegisfs", "--test", "mounted"];
+    let line = [&line[..], &["--", "many::many_files", "--nocapture"]].concat();
+    let status = shell::command(&line).env("AEGISFS_MANY_FILES", FILES).status()?;
+    ensure!(status.success(), "the test with very many files failed: {status}");
     Ok(())
 }
 

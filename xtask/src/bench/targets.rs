@@ -1,147 +1,334 @@
-//! What is measured: three mounts, set up alike and taken down whatever happens.
+//! What is measured: mounts on loop devices of one disk, set up alike and taken down whatever happens.
 
 use crate::shell;
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
 
-const DEVICE_BYTES: &str = "8G";
+/// What mounting sets going in the background is over by then.
+const SETTLE: Duration = Duration::from_millis(200);
 
-/// A mounted filesystem.
-pub(super) struct Target {
-    pub(super) name: &'static str,
-    pub(super) mount: PathBuf,
-    /// Whether it gives back what was written.
-    pub(super) keeps_data: bool,
-    program: String,
-    image: PathBuf,
-    loop_device: Option<String>,
+/// What stands behind a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Aegis,
+    Ext4,
+    /// With compress=zstd:1.
+    Btrfs,
+    /// A filesystem that keeps nothing, on the same transport.
+    Null,
+    /// The bare loop device.
+    Raw,
 }
 
-impl Target {
-    /// Makes everything written durable, as an operator would.
-    pub(super) fn sync(&self) -> Result<()> {
-        match self.name {
-            "aegisfs" => shell::output(&["timeout", "300", &self.program, "sync", &self.mnt()]).map(|_| ()),
-            "ext4" => shell::output(&["timeout", "300", "sync", "--file-system", &self.mnt()]).map(|_| ()),
-            _ => Ok(()),
+impl Kind {
+    pub(super) const ALL: [Self; 5] = [Self::Aegis, Self::Ext4, Self::Btrfs, Self::Null, Self::Raw];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Aegis => "aegisfs",
+            Self::Ext4 => "ext4",
+            Self::Btrfs => "btrfs",
+            Self::Null => "null",
+            Self::Raw => "raw",
         }
     }
 
-    /// Unmounts and mounts again, and drops what the kernel has cached.
-    pub(super) fn chill(&self) -> Result<()> {
-        match self.name {
-            "aegisfs" => {
-                shell::output(&["timeout", "300", &self.program, "umount", &self.mnt()])?;
-                let device = self.loop_device.as_deref().context("it has a device")?;
-                shell::output(&["timeout", "60", &self.program, "mount", device, &self.mnt()])?;
-            }
-            "ext4" => {
-                shell::output(&["timeout", "300", "umount", &self.mnt()])?;
-                let device = self.loop_device.as_deref().context("it has a device")?;
-                shell::output(&["timeout", "60", "mount", device, &self.mnt()])?;
-            }
-            _ => {}
+    /// Why it cannot be measured on this machine.
+    pub(super) fn missing(self) -> Option<&'static str> {
+        let kernel_has = |name: &str| {
+            fs::read_to_string("/proc/filesystems")
+                .is_ok_and(|list| list.lines().any(|line| line.trim() == name))
+        };
+        match self {
+            Self::Btrfs if !shell::is_installed("mkfs.btrfs") => Some("mkfs.btrfs is not installed"),
+            Self::Btrfs if !kernel_has("btrfs") => Some("the kernel has no btrfs"),
+            _ => None,
         }
+    }
+}
+
+/// A filesystem that is mounted, or a device.
+pub(super) struct Target {
+    pub(super) kind: Kind,
+    /// Where files go; of a bare device, the device.
+    pub(super) place: PathBuf,
+    program: String,
+    image: PathBuf,
+    loop_device: Option<String>,
+    null: Option<Child>,
+}
+
+impl Target {
+    /// A new filesystem on a new sparse image.
+    fn set_up(kind: Kind, images: &Path, mounts: &Path, program: &str, bytes: u64) -> Result<Self> {
+        let mut target = Self {
+            kind,
+            place: mounts.join(kind.name()),
+            program: program.to_owned(),
+            image: images.join(format!("{}.img", kind.name())),
+            loop_device: None,
+            null: None,
+        };
+        fs::create_dir_all(&target.place)?;
+        target.start(bytes)?;
+        Ok(target)
+    }
+
+    fn start(&mut self, bytes: u64) -> Result<()> {
+        if self.kind == Kind::Null {
+            return self.serve_null();
+        }
+        let image = self.image.to_string_lossy().into_owned();
+        let _ = fs::remove_file(&self.image);
+        fs::File::create(&self.image)?.set_len(bytes)?;
+        let device = shell::output(&["losetup", "--find", "--show", "--direct-io=on", &image])?;
+        let device = device.trim().to_owned();
+        self.loop_device = Some(device.clone());
+        match self.kind {
+            Kind::Aegis => run(60, &[&self.program, "format", "--yes", &device])?,
+            Kind::Ext4 => run(60, &["mkfs.ext4", "-q", "-F", &device])?,
+            Kind::Btrfs => run(60, &["mkfs.btrfs", "--quiet", "--force", &device])?,
+            Kind::Raw => {
+                self.place = device.into();
+                return Ok(());
+            }
+            Kind::Null => return Ok(()),
+        };
+        self.mount()
+    }
+
+    fn serve_null(&mut self) -> Result<()> {
+        let child = shell::command(&[&self.program, "null-mount", &self.mnt()]).spawn();
+        self.null = Some(child.context("the null filesystem cannot be started")?);
+        for _ in 0..100 {
+            if self.is_mounted() && fs::metadata(&self.place).is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("the null filesystem does not appear");
+    }
+
+    fn mount(&self) -> Result<()> {
+        let device = self.device()?;
+        match self.kind {
+            Kind::Aegis => run(60, &[&self.program, "mount", device, &self.mnt()]).map(|_| ()),
+            Kind::Ext4 => run(60, &["mount", "-t", "ext4", device, &self.mnt()]).map(|_| ()),
+            Kind::Btrfs => {
+                run(60, &["mount", "-t", "btrfs", "-o", "compress=zstd:1", device, &self.mnt()]).map(|_| ())
+            }
+            Kind::Null | Kind::Raw => Ok(()),
+        }
+    }
+
+    fn unmount(&self) -> Result<()> {
+        match self.kind {
+            Kind::Aegis => run(300, &[&self.program, "umount", &self.mnt()]).map(|_| ()),
+            Kind::Raw => Ok(()),
+            _ => run(300, &["umount", &self.mnt()]).map(|_| ()),
+        }
+    }
+
+    /// Makes everything written durable, as an operator would.
+    pub(super) fn sync(&self) -> Result<()> {
+        match self.kind {
+            Kind::Aegis => run(300, &[&self.program, "sync", &self.mnt()]).map(|_| ()),
+            Kind::Ext4 | Kind::Btrfs => run(300, &["sync", "--file-system", &self.mnt()]).map(|_| ()),
+            Kind::Null | Kind::Raw => Ok(()),
+        }
+    }
+
+    /// Syncs and drops what the kernel has cached, on every target alike.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.sync()?;
         fs::write("/proc/sys/vm/drop_caches", "3")?;
         Ok(())
     }
 
-    fn mnt(&self) -> String {
-        self.mount.to_string_lossy().into_owned()
-    }
-}
-
-/// All targets; dropping them takes everything down.
-pub(super) struct Targets {
-    list: Vec<Target>,
-}
-
-impl Targets {
-    /// Makes images, attaches them, formats and mounts.
-    pub(super) fn set_up() -> Result<Self> {
-        let folder = shell::root().join("target/bench");
-        let program = shell::target().join("release/aegisfs").to_string_lossy().into_owned();
-        let mut targets = Self { list: Vec::new() };
-        for name in ["aegisfs", "ext4", "null"] {
-            let mount = folder.join(format!("{name}.mnt"));
-            fs::create_dir_all(&mount)?;
-            let image = folder.join(format!("{name}.img"));
-            let mut target = Target {
-                name,
-                mount,
-                keeps_data: name != "null",
-                program: program.clone(),
-                image,
-                loop_device: None,
-            };
-            let outcome = start(&mut target);
-            targets.list.push(target);
-            outcome?;
+    /// Mounts again too, so that nothing is cached anywhere. The null filesystem would lose its names.
+    pub(super) fn chill(&self) -> Result<()> {
+        self.sync()?;
+        if !matches!(self.kind, Kind::Null | Kind::Raw) {
+            self.unmount()?;
+            self.mount()?;
         }
-        Ok(targets)
-    }
-
-    pub(super) fn all(&self) -> impl Iterator<Item = &Target> {
-        self.list.iter()
-    }
-
-    /// After the last row: everything on the device verifies.
-    pub(super) fn verify(self) -> Result<()> {
-        let target = &self.list[0];
-        shell::output(&["timeout", "300", &target.program, "umount", &target.mnt()])?;
-        let device = target.loop_device.clone().context("it has a device")?;
-        println!("{}", shell::output(&["timeout", "600", &target.program, "check", &device])?.trim());
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+        std::thread::sleep(SETTLE);
         Ok(())
     }
-}
 
-fn start(target: &mut Target) -> Result<()> {
-    let mnt = target.mnt();
-    if target.name == "null" {
-        return serve_null(&target.program, &mnt, &target.mount);
+    /// Unmounts AegisFS and has it verify everything on its device.
+    pub(super) fn check(&self) -> Result<()> {
+        self.unmount()?;
+        let outcome = run(600, &[&self.program, "check", self.device()?]).map(|_| ());
+        self.mount()?;
+        outcome
     }
-    let image = target.image.to_string_lossy().into_owned();
-    let _ = fs::remove_file(&target.image);
-    shell::run(&["truncate", "-s", DEVICE_BYTES, &image])?;
-    let device = shell::output(&["losetup", "--find", "--show", "--direct-io=on", &image])?.trim().to_owned();
-    target.loop_device = Some(device.clone());
-    if target.name == "ext4" {
-        shell::output(&["mkfs.ext4", "-q", "-F", &device])?;
-        shell::output(&["mount", &device, &mnt])?;
-    } else {
-        shell::output(&[&target.program, "format", "--yes", &device])?;
-        shell::output(&["timeout", "60", &target.program, "mount", &device, &mnt])?;
-    }
-    Ok(())
-}
 
-fn serve_null(program: &str, mnt: &str, mount: &Path) -> Result<()> {
-    shell::command(&[program, "null-mount", mnt]).spawn().context("the null filesystem cannot be started")?;
-    for _ in 0..100 {
-        if fs::read_to_string("/proc/self/mountinfo")?.contains(mnt) && fs::metadata(mount).is_ok() {
-            return Ok(());
+    /// What the daemon of AegisFS tells about itself.
+    pub(super) fn status(&self) -> Result<Value> {
+        let text = run(60, &[&self.program, "status", "--json", &self.mnt()])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Where the space of AegisFS is.
+    pub(super) fn usage(&self) -> Result<Value> {
+        let text = run(60, &[&self.program, "usage", "--json", &self.mnt()])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The daemon's process; 0 where there is none.
+    pub(super) fn daemon(&self) -> Result<u64> {
+        match (self.kind, &self.null) {
+            (Kind::Aegis, _) => self.status()?["pid"].as_u64().context("the daemon tells its process"),
+            (_, Some(child)) => Ok(child.id().into()),
+            _ => Ok(0),
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    bail!("the null filesystem does not appear");
+
+    /// Bytes in use, as df sees them.
+    pub(super) fn used_bytes(&self) -> Result<u64> {
+        let text = run(60, &["df", "--block-size=1", "--output=used", &self.mnt()])?;
+        text.lines().last().and_then(|line| line.trim().parse().ok()).context("df prints a number")
+    }
+
+    fn device(&self) -> Result<&str> {
+        self.loop_device.as_deref().context("it has a device")
+    }
+
+    fn mnt(&self) -> String {
+        self.place.to_string_lossy().into_owned()
+    }
+
+    fn is_mounted(&self) -> bool {
+        is_mounted(&self.mnt())
+    }
 }
 
-impl Drop for Targets {
+impl Drop for Target {
     fn drop(&mut self) {
-        for target in &self.list {
-            let mounted =
-                fs::read_to_string("/proc/self/mountinfo").is_ok_and(|list| list.contains(&target.mnt()));
-            if mounted {
-                let _ = match target.name {
-                    "aegisfs" => shell::output(&["timeout", "300", &target.program, "umount", &target.mnt()]),
-                    _ => shell::output(&["timeout", "300", "umount", &target.mnt()]),
-                };
+        if self.kind != Kind::Raw && self.is_mounted() {
+            let _ = self.unmount();
+            if self.is_mounted() {
+                let _ = run(60, &["umount", "--lazy", &self.mnt()]);
             }
-            if let Some(device) = &target.loop_device {
-                let _ = shell::output(&["losetup", "-d", device]);
-            }
-            let _ = fs::remove_file(&target.image);
         }
+        if let Some(mut child) = self.null.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if let Some(device) = &self.loop_device {
+            let _ = run(60, &["losetup", "--detach", device]);
+        }
+        let _ = fs::remove_file(&self.image);
     }
+}
+
+/// Where images and mount points are; dropping it removes them.
+pub(super) struct Ground {
+    /// On the disk that is measured.
+    pub(super) images: PathBuf,
+    /// Where other users may look, too.
+    pub(super) mounts: PathBuf,
+    program: String,
+}
+
+impl Ground {
+    /// Makes the folders, after what a run that was killed has left.
+    pub(super) fn prepare() -> Result<Self> {
+        let ground = Self {
+            images: shell::target().join("bench"),
+            mounts: std::env::temp_dir().join("aegisfs-bench"),
+            program: shell::target().join("release/aegisfs").to_string_lossy().into_owned(),
+        };
+        ground.clear();
+        fs::create_dir_all(&ground.images)?;
+        fs::create_dir_all(&ground.mounts)?;
+        Ok(ground)
+    }
+
+    /// A new target of each kind that this machine can have.
+    pub(super) fn targets(&self, kinds: &[Kind], bytes: u64) -> Result<Vec<Target>> {
+        let there = kinds.iter().filter(|kind| kind.missing().is_none());
+        let set_up = |kind: &Kind| Target::set_up(*kind, &self.images, &self.mounts, &self.program, bytes);
+        let targets = there.map(set_up).collect();
+        std::thread::sleep(SETTLE);
+        targets
+    }
+
+    /// The same target with a new filesystem.
+    pub(super) fn renew(&self, target: &mut Target, bytes: u64) -> Result<()> {
+        if target.is_mounted() {
+            target.unmount()?;
+        }
+        if let Some(device) = target.loop_device.take() {
+            run(60, &["losetup", "--detach", &device])?;
+        }
+        if let Some(mut child) = target.null.take() {
+            child.wait()?;
+        }
+        target.start(bytes)?;
+        std::thread::sleep(SETTLE);
+        Ok(())
+    }
+
+    fn clear(&self) {
+        for kind in Kind::ALL {
+            let mnt = self.mounts.join(kind.name()).to_string_lossy().into_owned();
+            if is_mounted(&mnt) {
+                stop_server(&Path::new(&mnt).join("postgres/postmaster.pid"));
+                let _ = run(60, &["umount", "--lazy", &mnt]);
+            }
+            let image = self.images.join(format!("{}.img", kind.name()));
+            let loops = run(
+                60,
+                &["losetup", "--noheadings", "--output", "NAME", "--associated"]
+                    .into_iter()
+                    .chain([image.to_string_lossy().as_ref()])
+                    .collect::<Vec<_>>(),
+            );
+            for device in loops.unwrap_or_default().lines() {
+                let _ = run(60, &["losetup", "--detach", device.trim()]);
+            }
+        }
+        let _ = fs::remove_dir_all(&self.images);
+        // One empty folder per target, unless something is still mounted there: never a tree.
+        for kind in Kind::ALL {
+            let _ = fs::remove_dir(self.mounts.join(kind.name()));
+        }
+        let _ = fs::remove_dir_all(self.mounts.join("postgres"));
+        let _ = fs::remove_dir(&self.mounts);
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// A database server that a killed run left would hold its filesystem for ever.
+fn stop_server(pid_file: &Path) {
+    let Ok(text) = fs::read_to_string(pid_file) else { return };
+    let Some(id) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else { return };
+    let name = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+    if name.trim() == "postgres" {
+        let _ = run(10, &["kill", "-QUIT", &id.to_string()]);
+        std::thread::sleep(Duration::from_secs(2));
+    }
+}
+
+fn is_mounted(mnt: &str) -> bool {
+    let place = format!(" {mnt} ");
+    fs::read_to_string("/proc/self/mountinfo").is_ok_and(|list| list.contains(&place))
+}
+
+/// Runs a program for so many seconds at most, and returns what it printed.
+pub(super) fn run(seconds: u32, line: &[&str]) -> Result<String> {
+    let limit = seconds.to_string();
+    shell::output(&[["timeout", "--kill-after=10", &limit].as_slice(), line].concat())
 }
