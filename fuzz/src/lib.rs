@@ -15,7 +15,8 @@ mod structures;
 mod values;
 
 pub use structures::{
-    cell, chunk_decompress, fuse_request, log_record, map, page_sums, slot, superblock, transaction,
+    cell, chunk_decompress, filter_page, fuse_request, log_record, map, page_sums, slot, superblock,
+    transaction,
 };
 pub use values::{
     branch, descriptor_group, dirents, extents_window, inode, keys, pending, pin, segment, snapshot, volume,
@@ -39,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "slot", run: slot, samples: samples::slot },
     Target { name: "cell", run: cell, samples: samples::cell },
     Target { name: "page_sums", run: page_sums, samples: samples::page_sums },
+    Target { name: "filter_page", run: filter_page, samples: samples::filter_page },
     Target { name: "log_record", run: log_record, samples: samples::log_record },
     Target { name: "transaction", run: transaction, samples: samples::transaction },
     Target { name: "descriptor_group", run: descriptor_group, samples: samples::descriptor_group },

@@ -10,6 +10,7 @@ use aegisfs_chunk::{Compression, Compressor};
 use aegisfs_format::cell::{self, CellChunk, CellPlace};
 use aegisfs_format::descriptor::{Descriptor, DescriptorGroup, FramePlace};
 use aegisfs_format::extent::{ExtentRef, encode_window};
+use aegisfs_format::filter::{FILTER_PAGE_BYTES, FilterHead, FilterPage};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::log::{self, LogRecordPlace, RowDependency};
 use aegisfs_format::map::{self as slot_map, MapEntry, MapOwner};
@@ -148,6 +149,14 @@ pub fn page_sums() -> Samples {
     block.generation = 9;
     block.entries[5] = PageEntry { sum: [4; 16], counter: 2 };
     vec![block.encode()]
+}
+
+/// A page with two hashes, and a head.
+pub fn filter_page() -> Samples {
+    let mut words = Box::new([0; FILTER_PAGE_BYTES / 8]);
+    (words[0], words[495]) = (0x8001, 1 << 63);
+    let page = FilterPage { start: 5 << 29, depth: 3, hashes: 2, words };
+    vec![page.encode(), FilterHead { pages: 8, indexed_below: 70_000 }.encode()]
 }
 
 fn descriptor(references: u32) -> Descriptor {

@@ -3,6 +3,7 @@
 use aegisfs_base::limits::FRAME_BYTES_MAX;
 use aegisfs_chunk::{Codec, decompress};
 use aegisfs_format::cell::{Cell, peek_bytes};
+use aegisfs_format::filter::{FilterHead, FilterPage};
 use aegisfs_format::log::{self, LogRecordHead, LogRecordPlace};
 use aegisfs_format::op::Transaction;
 use aegisfs_format::page::{SumBlock, SumBlockPlace};
@@ -118,6 +119,22 @@ pub fn page_sums(bytes: &[u8]) -> bool {
         }
     }
     SumBlock::decode(bytes, place).is_ok()
+}
+
+/// The head of the dedup filter, or a page of it, also with its own checksum mended.
+pub fn filter_page(bytes: &[u8]) -> bool {
+    let head = FilterHead::decode(bytes);
+    if let Ok(head) = head {
+        assert_eq!(FilterHead::decode(&head.encode()), Ok(head));
+    }
+    let (at, header) = (offset_of("FilterPageV1", "sum"), size_of("FilterPageV1"));
+    if bytes.len() >= header {
+        let sum = sum128_of_parts(&[&bytes[..at], &bytes[header..]]);
+        if let Ok(page) = FilterPage::decode(&with_sum(bytes, at, sum)) {
+            assert_eq!(FilterPage::decode(&page.encode()), Ok(page));
+        }
+    }
+    head.is_ok() || FilterPage::decode(bytes).is_ok()
 }
 
 /// A record of the intent log with its transactions, also without its checksum.

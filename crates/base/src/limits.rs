@@ -55,3 +55,7 @@ pub const CELL_BYTES_MAX: usize = 4 * MIB as usize;
 pub const LOG_RECORD_BYTES_MAX: usize = MIB as usize;
 /// A group of synced writes up to this size goes into the log itself and writes no row.
 pub const LOG_PAYLOAD_BYTES_MAX: usize = 64 * KIB as usize;
+
+/// Memory for the filter of the dedup index: about 21 MiB for each TiB of different data. What has no room
+/// in it is not found again, and stored once more.
+pub const DEDUP_FILTER_BYTES_MAX: usize = 64 * MIB as usize;

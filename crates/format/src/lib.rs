@@ -11,6 +11,7 @@
 //! - [`log`], [`op`]: records of the intent log and the operations in them
 //! - [`key`], [`value`]: the metadata tables
 //! - [`descriptor`], [`extent`]: chunks and the references to them
+//! - [`filter`]: the saved filter of the dedup index
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ pub mod cell;
 pub mod descriptor;
 mod error;
 pub mod extent;
+pub mod filter;
 pub mod key;
 pub mod layout;
 pub mod log;
@@ -52,6 +54,8 @@ pub fn described() -> Vec<(&'static str, usize, &'static [Field])> {
         log::RowDependencyV1::describe(),
         descriptor::DescriptorV1::describe(),
         extent::ExtentRefV1::describe(),
+        filter::FilterHeadV1::describe(),
+        filter::FilterPageV1::describe(),
         value::InodeV1::describe(),
         value::SegmentV1::describe(),
         value::PlacementV1::describe(),

@@ -9,6 +9,7 @@ use crate::StoreError;
 use crate::log::LogMark;
 use crate::memtable::Memtable;
 use crate::store::Store;
+use aegisfs_base::ChunkId;
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_pool::Placement;
 use std::collections::BTreeMap;
@@ -26,11 +27,13 @@ impl Store {
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         let _one = self.checkpointing.lock();
         self.check_writable()?;
+        // Asked before the changes are frozen, so that it is covered by them.
+        let marker = self.dedup.marker();
         let (sequence, frozen, freed) = self.with_sequencer(|sequence, freed| {
             self.log.set_boundary(sequence);
             (sequence, self.metadata.freeze(), freed)
         });
-        let outcome = self.finish_checkpoint(sequence, &frozen, freed);
+        let outcome = self.finish_checkpoint(sequence, &frozen, freed, marker);
         if let Err(error) = &outcome {
             self.poison(&format!("a checkpoint failed: {error}"));
         }
@@ -43,6 +46,7 @@ impl Store {
         sequence: aegisfs_base::Sequence,
         frozen: &Arc<Memtable>,
         freed: Vec<Placement>,
+        indexed: ChunkId,
     ) -> Result<(), StoreError> {
         self.log.sync_to(sequence)?;
         let mark = self.log.mark_at_boundary()?;
@@ -53,7 +57,7 @@ impl Store {
         self.metadata.thaw()?;
         self.log.trim(&mark);
         self.pool.finish_release(&freed);
-        self.dedup.merge_if_due(&self.ids)?;
+        self.dedup.merge_if_due(indexed)?;
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -72,8 +76,9 @@ impl Store {
             return self.check_poison();
         }
         self.seal_open_segment()?;
+        let indexed = self.dedup.marker();
         self.checkpoint()?;
-        self.dedup.merge(&self.ids)?;
+        self.dedup.merge_at_end(indexed)?;
         self.pool.end_incarnation()?;
         Ok(())
     }

@@ -7,6 +7,7 @@ mod cutting;
 mod frames;
 
 use crate::StoreError;
+use crate::dedup::Expected;
 use crate::rows::{RowWriter, WrittenRow};
 use crate::store::{Committed, Counters, Store};
 use crate::tables::Tables;
@@ -20,6 +21,7 @@ use cutting::{Cut, cut};
 use frames::NewChunk;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 /// A contiguous run of a file's bytes.
 #[derive(Clone, Debug)]
@@ -86,6 +88,8 @@ pub struct Ingested<'a> {
     rows: Vec<WrittenRow>,
     in_flight: Vec<[u8; 32]>,
     ticket: Option<u64>,
+    /// Keeps the dedup index from claiming chunks that it has not heard of.
+    expected: Option<Expected<'a>>,
 }
 
 impl Store {
@@ -105,6 +109,7 @@ impl Store {
         self.check_writable()?;
         let (mut cuts, left) = cut(files, pieces, self.ingest.workers.as_ref());
         if trusting {
+            self.load_dedup()?;
             for cut in &mut cuts {
                 cut.chunk = self.find_chunk(&cut.hash)?;
             }
@@ -116,6 +121,7 @@ impl Store {
             rows: Vec::new(),
             in_flight: Vec::new(),
             ticket: None,
+            expected: None,
         };
         let new = self.assign(&mut cuts, trusting, &mut ingested)?;
         let new: Vec<NewChunk<'_>> = new
@@ -172,6 +178,19 @@ impl Store {
         self.commit(branch, all, rows)
     }
 
+    /// Without a thread for it, writers load what the dedup index lacks.
+    fn load_dedup(&self) -> Result<(), StoreError> {
+        if !self.served.load(Ordering::Acquire) {
+            while self.dedup.load_step(&self.view())? {}
+        }
+        Ok(())
+    }
+
+    /// Whether every chunk can be found by its hash; after opening it takes a while.
+    pub fn dedup_is_loaded(&self) -> bool {
+        !self.dedup.is_loading()
+    }
+
     /// A living, sound chunk with this hash.
     fn find_chunk(&self, hash: &[u8; 32]) -> Result<Option<ChunkId>, StoreError> {
         let Some(chunk) = self.dedup.find(hash)? else { return Ok(None) };
@@ -182,14 +201,20 @@ impl Store {
 
     /// Gives every cut that was not found a chunk: one in flight, one of this batch, or a new one. Returns
     /// the new ones and which cuts they are.
-    fn assign(
-        &self,
+    fn assign<'s>(
+        &'s self,
         cuts: &mut [Cut<'_>],
         trusting: bool,
-        ingested: &mut Ingested<'_>,
+        ingested: &mut Ingested<'s>,
     ) -> Result<Vec<(usize, ChunkId)>, StoreError> {
         let missing = cuts.iter().filter(|cut| cut.chunk.is_none()).count() as u64;
-        let mut next = if missing > 0 { self.ids.chunks.take_many(self, missing)? } else { 0 };
+        let mut next = 0;
+        if missing > 0 {
+            let expected = self.dedup.expect(self.ids.chunks.next());
+            next = self.ids.chunks.take_many(self, missing)?;
+            expected.took(next + missing);
+            ingested.expected = Some(expected);
+        }
         let mut state = self.ingest.state.lock();
         ingested.ticket = Some(state.next_ticket);
         state.next_ticket += 1;

@@ -15,7 +15,7 @@ use crate::StoreError;
 use crate::apply::apply;
 use crate::checkpoint::MARK_KEY;
 use crate::create::{DEDUP, DEDUP_COPIES, METADATA, OnPool};
-use crate::dedup::Dedup;
+use crate::dedup::{Dedup, Renew, Stored};
 use crate::log::{Log, LogMark};
 use crate::memtable::Scratch;
 use crate::metadata::Metadata;
@@ -23,7 +23,7 @@ use crate::store::{Ids, Parts, Store, StoreOptions};
 use crate::tables::Tables;
 use crate::versions;
 use aegisfs_base::sabotage::{Edge, removed};
-use aegisfs_base::{BranchId, Clock, Rng, SegmentId, Sequence};
+use aegisfs_base::{BranchId, ChunkId, Clock, Rng, SegmentId, Sequence};
 use aegisfs_format::key::Table;
 use aegisfs_format::op::{Op, Transaction};
 use aegisfs_format::value::{Segment, SegmentState};
@@ -75,10 +75,11 @@ pub fn open(
     let (last, end, freed, torn) = (replay.last, replay.end, replay.freed, replay.torn);
     claim_segments(&pool, &metadata)?;
 
-    let (dedup, index) = open_dedup(&pool, &metadata, read_only)?;
+    let dedup = open_dedup(&pool, read_only)?;
     let ids = Ids::load(&metadata.view())?;
+    dedup.begin(ChunkId(ids.chunks.next()));
     let log = Log::new(Arc::clone(&pool), end);
-    let parts = Parts { pool, metadata, dedup, log, ids, last, freed, databases: vec![database, index] };
+    let parts = Parts { pool, metadata, dedup, log, ids, last, freed, database };
     let options = StoreOptions { read_only, ..options.clone() };
     let store = Store::assemble(parts, &options, clock);
     if !read_only {
@@ -102,29 +103,29 @@ fn open_engine(
 }
 
 /// The dedup index is derived data on a single copy: where it cannot be read it is made anew from the chunks'
-/// descriptors, on the devices or, when nothing may be written, in memory.
-fn open_dedup(
-    pool: &Arc<Pool>,
-    metadata: &Metadata,
-    read_only: bool,
-) -> Result<(Dedup, Arc<Database>), StoreError> {
-    let index = || Arc::new(Database::new(Arc::clone(pool), DEDUP, DEDUP_COPIES));
-    let stored = index();
-    let opened = open_engine(&stored, DEDUP_CACHE_BYTES, read_only)
-        .and_then(|engine| Dedup::open(engine, &metadata.view()));
-    let error = match opened {
-        Ok(dedup) => return Ok((dedup, stored)),
-        Err(error) => error,
-    };
-    tracing::warn!(%error, "the dedup index cannot be read and is made anew");
+/// descriptors, in the background. When nothing may be written it is not needed.
+fn open_dedup(pool: &Arc<Pool>, read_only: bool) -> Result<Dedup, StoreError> {
+    let stored = Arc::new(Database::new(Arc::clone(pool), DEDUP, DEDUP_COPIES));
     if read_only {
-        return Ok((Dedup::open(Box::new(MemoryKv::new()), &metadata.view())?, stored));
+        return Dedup::open(Box::new(MemoryKv::new()), Some(stored), None);
     }
-    drop(stored);
-    pool.forget_database(DEDUP)?;
-    let empty = index();
-    let engine = RedbKv::create(OnPool(Arc::clone(&empty)), DEDUP_CACHE_BYTES)?;
-    Ok((Dedup::open(Box::new(engine), &metadata.view())?, empty))
+    let renew = |pool: &Arc<Pool>| {
+        pool.forget_database(DEDUP)?;
+        let empty = Arc::new(Database::new(Arc::clone(pool), DEDUP, DEDUP_COPIES));
+        let engine = RedbKv::create(OnPool(Arc::clone(&empty)), DEDUP_CACHE_BYTES)?;
+        Ok::<Stored, StoreError>((Box::new(engine), empty))
+    };
+    let again = || -> Option<Renew> {
+        let pool = Arc::clone(pool);
+        Some(Box::new(move || renew(&pool)))
+    };
+    let opened = open_engine(&stored, DEDUP_CACHE_BYTES, false)
+        .and_then(|engine| Dedup::open(engine, Some(stored), again()));
+    opened.or_else(|error| {
+        tracing::warn!(%error, "the dedup index cannot be read and is made anew");
+        let (engine, database) = renew(pool)?;
+        Dedup::open(engine, Some(database), again())
+    })
 }
 
 fn read_mark(metadata: &Metadata) -> Result<LogMark, StoreError> {

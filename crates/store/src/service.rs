@@ -71,15 +71,30 @@ fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
     while !stop.load(Ordering::Acquire) {
         // With nothing queued only the checkpoint is still to come, then nothing at all; the first change
         // ends the wait. What is queued then waits for company, but not for long.
-        pause(store, intervals.checkpoint, || store.log.queued_transactions() == 0);
+        load_dedup(store, stop, intervals.log);
+        let loading = || store.dedup.is_loading();
+        pause(store, intervals.checkpoint, || store.log.queued_transactions() == 0 && !loading());
         let few = || (1..intervals.log_transactions).contains(&store.log.queued_transactions());
-        pause(store, intervals.log, || few() && !stop.load(Ordering::Acquire));
+        pause(store, intervals.log, || few() && !loading() && !stop.load(Ordering::Acquire));
         if stop.load(Ordering::Acquire) || store.check_writable().is_err() {
             return;
         }
         let outcome = step(store, intervals, &mut last_checkpoint, &mut last_sequence, &mut reaped);
         if let Err(error) = outcome {
             tracing::error!(%error, "background work failed");
+        }
+    }
+}
+
+/// Uses the time in which nothing else is due to load what the dedup index lacks.
+fn load_dedup(store: &Store, stop: &AtomicBool, time: Duration) {
+    let until = store.clock.elapsed() + time;
+    let idle = || !stop.load(Ordering::Acquire) && !store.checkpoint_due() && store.clock.elapsed() < until;
+    while idle() && store.check_writable().is_ok() {
+        match store.dedup.load_step(&store.view()) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => tracing::warn!(%error, "the dedup index is not complete until the next opening"),
         }
     }
 }

@@ -252,7 +252,7 @@ impl Store {
         report.data_bytes = used * self.pool.slot_bytes() - self.segments.unwritten(&self.pool);
         let log_slots = mapped.iter().filter(|entry| entry.owner == MapOwner::Log).count() as u64;
         report.metadata_bytes = log_slots * self.pool.slot_bytes() + self.pool.header_bytes();
-        for database in &self.databases {
+        for database in self.databases() {
             report.metadata_bytes += database.written_bytes()?;
         }
         report.physical_bytes = report.data_bytes + report.metadata_bytes;

@@ -35,10 +35,11 @@ const LOG_WAIT_AT: u64 = 600;
 const LOG_CHECKPOINT_BYTES: u64 = 256 << 20;
 /// Queued changes at which the log is written without further delay.
 pub(crate) const LOG_TRANSACTIONS: usize = 3000;
-/// Memory of changes above which a checkpoint is due.
-const MEMTABLE_CHECKPOINT_BYTES: usize = 64 << 20;
+/// Memory of changes above which a checkpoint is due. After a crash all of it is replayed and stored before
+/// the filesystem opens, which has to take less than a second.
+const MEMTABLE_CHECKPOINT_BYTES: usize = 24 << 20;
 /// Memory of changes above which writers wait for the checkpoint.
-const MEMTABLE_WAIT_BYTES: usize = 128 << 20;
+const MEMTABLE_WAIT_BYTES: usize = 48 << 20;
 
 /// How a store runs.
 #[derive(Clone, Debug)]

@@ -7,7 +7,9 @@
 
 mod bad_input;
 mod lifecycle;
+mod many;
 mod mounting;
+mod privileges;
 mod requirements;
 mod requirements_bytes;
 mod requirements_sync;
