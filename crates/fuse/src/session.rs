@@ -48,7 +48,8 @@ impl Default for SessionOptions {
     fn default() -> Self {
         Self {
             writeback: true,
-            threads: std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8),
+            // Two for each core: one may wait for a device while the other works. More make streams slower.
+            threads: std::thread::available_parallelism().map_or(4, |cores| 2 * cores.get()).clamp(4, 16),
         }
     }
 }

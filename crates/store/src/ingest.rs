@@ -13,6 +13,7 @@ use crate::store::{Committed, Counters, Store};
 use crate::tables::Tables;
 use aegisfs_base::{BranchId, ChunkId};
 use aegisfs_chunk::Compression;
+use aegisfs_device::AlignedBuffer;
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::log::RowDependency;
@@ -20,8 +21,20 @@ use aegisfs_format::op::{NewRef, Op};
 use cutting::{Cut, cut};
 use frames::NewChunk;
 use parking_lot::{Condvar, Mutex};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
+
+/// Batches of so many bytes are cut, compressed and written in steps that overlap.
+const PIPELINE_BYTES_MIN: usize = 3 << 20;
+/// Bytes of such a step.
+const STEP_BYTES: usize = 2 << 20;
+
+thread_local! {
+    /// What this thread's cells are put together in.
+    static BUFFER: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::new()) };
+}
 
 /// A contiguous run of a file's bytes.
 #[derive(Clone, Debug)]
@@ -52,8 +65,8 @@ struct State {
     passed: u64,
     /// Tickets that gave up out of turn.
     given_up: Vec<u64>,
-    /// Chunks being written by batches that have not passed yet.
-    in_flight: HashMap<[u8; 32], ChunkId>,
+    /// Chunks being written by batches that have not passed yet, and the ticket of each.
+    in_flight: HashMap<[u8; 32], (ChunkId, u64)>,
 }
 
 impl<'a> Piece<'a> {
@@ -89,7 +102,7 @@ pub struct Ingested<'a> {
     in_flight: Vec<[u8; 32]>,
     ticket: Option<u64>,
     /// Keeps the dedup index from claiming chunks that it has not heard of.
-    expected: Option<Expected<'a>>,
+    expected: Vec<Expected<'a>>,
 }
 
 impl Store {
@@ -107,28 +120,101 @@ impl Store {
         trusting: bool,
     ) -> Result<Ingested<'_>, StoreError> {
         self.check_writable()?;
-        let (mut cuts, left) = cut(files, pieces, self.ingest.workers.as_ref());
         if trusting {
             self.load_dedup()?;
-            for cut in &mut cuts {
-                cut.chunk = self.find_chunk(&cut.hash)?;
-            }
         }
         let mut ingested = Ingested {
             store: self,
             references: vec![Vec::new(); files],
-            left,
+            left: Vec::new(),
             rows: Vec::new(),
             in_flight: Vec::new(),
             ticket: None,
-            expected: None,
+            expected: Vec::new(),
         };
-        let new = self.assign(&mut cuts, trusting, &mut ingested)?;
-        let new: Vec<NewChunk<'_>> = new
-            .into_iter()
-            .map(|(at, chunk)| NewChunk { chunk, hash: cuts[at].hash, data: &cuts[at].data })
-            .collect();
-        for cut in &cuts {
+        let mut rows = Vec::new();
+        let total: usize = pieces.iter().flat_map(|piece| &piece.slices).map(|slice| slice.len()).sum();
+        let outcome = if total < PIPELINE_BYTES_MIN || self.ingest.workers.is_none() {
+            self.ingest_at_once(pieces, trusting, &mut ingested, &mut rows)
+        } else {
+            self.ingest_in_steps(pieces, trusting, &mut ingested, &mut rows)
+        };
+        // Those written before an error too: they have to be given back.
+        ingested.rows = rows;
+        outcome?;
+        Ok(ingested)
+    }
+
+    /// One step after the other, on this thread.
+    fn ingest_at_once<'s>(
+        &'s self,
+        pieces: &[Piece<'_>],
+        trusting: bool,
+        ingested: &mut Ingested<'s>,
+        rows: &mut Vec<WrittenRow>,
+    ) -> Result<(), StoreError> {
+        let files = ingested.references.len();
+        let mut new = Vec::new();
+        ingested.left = cut(files, pieces, self.ingest.workers.as_ref(), usize::MAX, |cuts| {
+            new = self.identify(cuts, trusting, ingested)?;
+            Ok::<(), StoreError>(())
+        })?;
+        let mut rows = RowWriter::new(self, rows, BUFFER.take());
+        self.compress(&new, &mut rows)?;
+        BUFFER.set(rows.finish()?);
+        Ok(())
+    }
+
+    /// What was cut is written while the next part is being cut: neither the cores nor the device wait for
+    /// the other.
+    fn ingest_in_steps<'s>(
+        &'s self,
+        pieces: &[Piece<'_>],
+        trusting: bool,
+        ingested: &mut Ingested<'s>,
+        rows: &mut Vec<WrittenRow>,
+    ) -> Result<(), StoreError> {
+        let files = ingested.references.len();
+        let buffer = BUFFER.take();
+        let (sender, receiver) = sync_channel::<Vec<NewChunk<'_>>>(1);
+        let (left, written) = std::thread::scope(|scope| {
+            let writer = scope.spawn(move || {
+                let mut rows = RowWriter::new(self, rows, buffer);
+                for new in receiver {
+                    self.compress(&new, &mut rows)?;
+                }
+                rows.finish()
+            });
+            let left = cut(files, pieces, self.ingest.workers.as_ref(), STEP_BYTES, |cuts| {
+                let new = self.identify(cuts, trusting, ingested)?;
+                // The writer stops listening when it fails, and says why itself.
+                let _ = sender.send(new);
+                Ok::<(), StoreError>(())
+            });
+            drop(sender);
+            (left, writer.join())
+        });
+        let written = written.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        BUFFER.set(written?);
+        ingested.left = left?;
+        Ok(())
+    }
+
+    /// Gives chunks their numbers and notes the references to them; returns those that have to be stored.
+    fn identify<'s, 'd>(
+        &'s self,
+        mut cuts: Vec<Cut<'d>>,
+        trusting: bool,
+        ingested: &mut Ingested<'s>,
+    ) -> Result<Vec<NewChunk<'d>>, StoreError> {
+        if trusting {
+            for cut in &mut cuts {
+                cut.chunk = self.find_chunk(&cut.hash)?;
+            }
+        }
+        let is_new = self.assign(&mut cuts, trusting, ingested)?;
+        let mut new = Vec::new();
+        for (cut, is_new) in cuts.into_iter().zip(is_new) {
             let chunk = cut.chunk.expect("every cut has a chunk by now");
             ingested.references[cut.file].push(NewRef {
                 offset: cut.offset,
@@ -136,20 +222,24 @@ impl Store {
                 chunk,
                 offset_in_chunk: 0,
             });
+            if is_new {
+                new.push(NewChunk { chunk, hash: cut.hash, data: cut.data });
+                Counters::add(&self.counters.chunks_new, 1);
+            } else {
+                Counters::add(&self.counters.chunks_deduplicated, 1);
+            }
         }
-        Counters::add(&self.counters.chunks_deduplicated, (cuts.len() - new.len()) as u64);
-        Counters::add(&self.counters.chunks_new, new.len() as u64);
-        if !new.is_empty() {
-            let mut rows = RowWriter::new(self, &mut ingested.rows);
-            let (compression, workers) = (self.ingest.compression, self.ingest.workers.as_ref());
-            frames::compress(&new, compression, workers, |frame| {
-                Counters::add(&self.counters.plain_bytes, u64::from(frame.plain_bytes));
-                Counters::add(&self.counters.stored_bytes, frame.stored.len() as u64);
-                rows.add(frame)
-            })?;
-            rows.finish()?;
-        }
-        Ok(ingested)
+        Ok(new)
+    }
+
+    /// Compresses chunks and hands them to rows as they become ready.
+    fn compress<'d>(&self, new: &[NewChunk<'d>], rows: &mut RowWriter<'_, 'd>) -> Result<(), StoreError> {
+        let (compression, workers) = (self.ingest.compression, self.ingest.workers.as_ref());
+        frames::compress(new, compression, workers, |frame| {
+            Counters::add(&self.counters.plain_bytes, u64::from(frame.plain_bytes));
+            Counters::add(&self.counters.stored_bytes, frame.stored.len() as u64);
+            rows.add(frame)
+        })
     }
 
     /// Refers to ingested data: its chunks and `ops` take effect in one change.
@@ -199,49 +289,49 @@ impl Store {
         Ok(sound.then_some(chunk))
     }
 
-    /// Gives every cut that was not found a chunk: one in flight, one of this batch, or a new one. Returns
-    /// the new ones and which cuts they are.
+    /// Gives every cut that was not found a chunk: one in flight, one of this batch, or a new one. Says of
+    /// each whether it is new.
     fn assign<'s>(
         &'s self,
         cuts: &mut [Cut<'_>],
         trusting: bool,
         ingested: &mut Ingested<'s>,
-    ) -> Result<Vec<(usize, ChunkId)>, StoreError> {
+    ) -> Result<Vec<bool>, StoreError> {
         let missing = cuts.iter().filter(|cut| cut.chunk.is_none()).count() as u64;
         let mut next = 0;
         if missing > 0 {
             let expected = self.dedup.expect(self.ids.chunks.next());
             next = self.ids.chunks.take_many(self, missing)?;
             expected.took(next + missing);
-            ingested.expected = Some(expected);
+            ingested.expected.push(expected);
         }
         let mut state = self.ingest.state.lock();
-        ingested.ticket = Some(state.next_ticket);
-        state.next_ticket += 1;
-        let mut own: HashMap<[u8; 32], ChunkId> = HashMap::new();
-        let mut new = Vec::new();
-        for (at, cut) in cuts.iter_mut().enumerate().filter(|(_, cut)| cut.chunk.is_none()) {
-            let known = own.get(&cut.hash).or_else(|| {
-                let flying = state.in_flight.get(&cut.hash);
-                flying.filter(|_| trusting)
-            });
+        let ticket = match ingested.ticket {
+            Some(ticket) => ticket,
+            None => {
+                state.next_ticket += 1;
+                *ingested.ticket.insert(state.next_ticket - 1)
+            }
+        };
+        let mut is_new = vec![false; cuts.len()];
+        for (cut, is_new) in cuts.iter_mut().zip(&mut is_new).filter(|(cut, _)| cut.chunk.is_none()) {
+            // What a later batch is writing passes after this one.
+            let known = state.in_flight.get(&cut.hash);
+            let known = known.filter(|(_, of)| *of == ticket || (trusting && *of < ticket));
             let chunk = match known {
-                Some(chunk) => *chunk,
+                Some((chunk, _)) => *chunk,
                 None => {
                     let chunk = ChunkId(next);
                     next += 1;
-                    own.insert(cut.hash, chunk);
-                    new.push((at, chunk));
+                    state.in_flight.insert(cut.hash, (chunk, ticket));
+                    ingested.in_flight.push(cut.hash);
+                    *is_new = true;
                     chunk
                 }
             };
             cut.chunk = Some(chunk);
         }
-        for (hash, chunk) in own {
-            state.in_flight.insert(hash, chunk);
-            ingested.in_flight.push(hash);
-        }
-        Ok(new)
+        Ok(is_new)
     }
 }
 
@@ -267,7 +357,9 @@ impl Drop for Ingested<'_> {
         let Some(ticket) = self.ticket else { return };
         let mut state = self.store.ingest.state.lock();
         for hash in &self.in_flight {
-            state.in_flight.remove(hash);
+            if state.in_flight.get(hash).is_some_and(|(_, of)| *of == ticket) {
+                state.in_flight.remove(hash);
+            }
         }
         state.given_up.push(ticket);
         loop {

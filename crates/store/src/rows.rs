@@ -10,17 +10,11 @@ use aegisfs_format::cell::{self, CellChunk, CellPlace};
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::log::RowDependency;
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Cells are closed when they have grown to this.
 const CELL_BYTES_AIM: usize = 1 << 20;
-
-thread_local! {
-    /// What a cell is put together in; memory for it is costly to come by.
-    static BUFFER: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::new()) };
-}
 
 /// A frame ready to be written: what was compressed in one go.
 pub(crate) struct Frame<'d> {
@@ -91,8 +85,9 @@ pub(crate) struct RowWriter<'s, 'd> {
 
 impl<'s, 'd> RowWriter<'s, 'd> {
     /// Writes to the open segment of a store.
-    pub(crate) fn new(store: &'s Store, written: &'s mut Vec<WrittenRow>) -> Self {
-        Self { store, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer: BUFFER.take() }
+    /// Cells are put together in the buffer, since memory for it is costly to come by.
+    pub(crate) fn new(store: &'s Store, written: &'s mut Vec<WrittenRow>, buffer: AlignedBuffer) -> Self {
+        Self { store, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer }
     }
 
     /// Takes a frame; what was taken before may be written.
@@ -107,13 +102,12 @@ impl<'s, 'd> RowWriter<'s, 'd> {
         Ok(())
     }
 
-    /// Writes what is left.
-    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
+    /// Writes what is left; gives the buffer back.
+    pub(crate) fn finish(mut self) -> Result<AlignedBuffer, StoreError> {
         while !self.waiting.is_empty() {
             self.write_row()?;
         }
-        BUFFER.set(self.buffer);
-        Ok(())
+        Ok(self.buffer)
     }
 
     fn write_row(&mut self) -> Result<(), StoreError> {

@@ -18,7 +18,7 @@ const PARALLEL_BYTES_MIN: usize = 256 << 10;
 pub(super) struct NewChunk<'a> {
     pub(super) chunk: ChunkId,
     pub(super) hash: [u8; 32],
-    pub(super) data: &'a [u8],
+    pub(super) data: Cow<'a, [u8]>,
 }
 
 thread_local! {
@@ -92,8 +92,8 @@ fn compress_one<'d>(group: &[NewChunk<'d>], compression: Compression) -> Frame<'
         offset += chunk.data.len() as u32;
     }
     let plain = match group {
-        [only] => Cow::Borrowed(only.data),
-        several => Cow::Owned(several.iter().map(|chunk| chunk.data).collect::<Vec<_>>().concat()),
+        [only] => only.data.clone(),
+        several => Cow::Owned(several.iter().map(|chunk| &*chunk.data).collect::<Vec<_>>().concat()),
     };
     let shrunk = COMPRESSOR.with_borrow_mut(|slot| {
         let fresh = slot.as_ref().is_none_or(|(kind, _)| *kind != compression);
