@@ -10,6 +10,8 @@ use std::time::Instant;
 const POINTS: &str = "4400";
 /// Points in all that a run without an argument must reach.
 const TOTAL_MIN: u64 = 100_000;
+/// Single bits flipped, one after the other, all over a filesystem.
+const FLIPS: &str = "10000";
 /// Files of the test with very many files.
 const FILES: &str = "10000000";
 /// How a suite begins the line in which it tells its points.
@@ -23,7 +25,9 @@ pub(crate) fn run(points: Option<&str>) -> Result<()> {
     let line = ["cargo", "test", "--release", "--package", "aegisfs-sim", "--no-fail-fast"];
     let line = [&line[..], &["--", "--nocapture", "--test-threads", "2"]].concat();
     let start = Instant::now();
-    let mut child = shell::command(&line).env("AEGISFS_SIM_POINTS", wanted).stdout(Stdio::piped()).spawn()?;
+    let mut command = shell::command(&line);
+    command.env("AEGISFS_SIM_POINTS", wanted).env("AEGISFS_SIM_FLIPS", FLIPS);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
     let suites = pass_on(child.stdout.take().context("cargo has no output")?)?;
     let status = child.wait()?;
     let total: u64 = suites.iter().map(|(_, points)| points).sum();

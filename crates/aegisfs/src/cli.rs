@@ -53,6 +53,21 @@ pub(crate) enum Command {
         /// The device or image file, LABEL= or UUID=.
         device: PathBuf,
     },
+    /// Show what stands on a device that is not mounted, for whoever debugs or writes another reader.
+    Inspect(InspectArgs),
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// One line for each segment as well.
+    #[arg(long, conflicts_with = "segment")]
+    pub(crate) segments: bool,
+    /// Only this segment: every row with the chunks in its cells, read and verified.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) segment: Option<u64>,
+    /// The device or image file, LABEL= or UUID=.
+    pub(crate) device: PathBuf,
 }
 
 /// Arguments of `format`.

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod format;
+mod inspect;
 pub(crate) mod mount;
 mod remount;
 mod status;
@@ -10,13 +11,22 @@ mod umount;
 mod usage;
 
 use crate::cli::{Cli, Command};
-use crate::control;
 use crate::failure::{Exit, Failure};
+use crate::{control, output, places};
 use std::process::ExitCode;
+
+/// The daemon of what is mounted at a path now. One that was detached from there may live on, and is another's.
+pub(crate) fn attached(mount: &std::path::Path) -> Option<control::Client> {
+    let wanted = places::canonical(mount);
+    let serves = |client: &control::Client| {
+        client.status["attached"] == true && output::names_path(&client.status, "mount", &wanted)
+    };
+    control::find(Some(mount)).into_iter().find(serves)
+}
 
 /// Leads to the daemon of a mount.
 pub(crate) fn living(mount: &std::path::Path) -> Result<control::Client, Failure> {
-    control::find(Some(mount)).pop().ok_or_else(|| {
+    attached(mount).ok_or_else(|| {
         let message = format!("{} is not an AegisFS mount with a living daemon", mount.display());
         Failure::new("E_NOT_FOUND", Exit::NotFound, message)
     })
@@ -43,5 +53,6 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Usage { mount } => usage::run(&mount, json),
         Command::NullMount { mount } => null_mount(&mount),
         Command::Check { device } => check::run(&device, json),
+        Command::Inspect(args) => inspect::run(&args, json),
     }
 }

@@ -147,7 +147,13 @@ pub(crate) fn run(
     tracing::info!(mount = %mount.display(), "mounted");
     running.daemon.session.wait();
     signals.close();
-    finish(running)
+    let words = places::last_words(&running.daemon.store.pool().uuid().to_string());
+    finish(running).inspect_err(|failure| {
+        // Whoever unmounted has only this to learn it from.
+        if let Err(error) = std::fs::write(&words, format!("{}\n", failure.message)) {
+            tracing::error!(%error, "nobody can be told");
+        }
+    })
 }
 
 fn start(
@@ -204,6 +210,7 @@ fn start(
         number: aegisfs_fuse::find_mount(mount).map(|entry| entry.number),
         read_only: !writable,
     });
+    let _ = std::fs::remove_file(places::last_words(&uuid));
     let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
     Ok(Running { server, flusher, service, daemon })
 }
@@ -249,6 +256,9 @@ fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, 
     ])?;
     let handle = signals.handle();
     let mount = daemon.mount.clone();
+    let number = daemon.number.clone();
+    // Once detached, what is mounted at this path is somebody else's.
+    let ours = move |mount: &Path| aegisfs_fuse::find_mount(mount).map(|entry| entry.number) == number;
     let daemon = Arc::downgrade(daemon);
     let told = AtomicBool::new(false);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -259,14 +269,16 @@ fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, 
             tracing::info!(signal, "told to end");
             // A plain unmount lets the kernel write back first; if somebody still uses the mount it is
             // detached instead, after everything that has reached us is durable.
-            if aegisfs_fuse::unmount(&mount, false).is_ok() {
+            if ours(&mount) && aegisfs_fuse::unmount(&mount, false).is_ok() {
                 continue;
             }
             if let Some(daemon) = daemon.upgrade() {
                 if let Err(error) = daemon.fs.sync() {
                     tracing::error!(%error, "not everything could be written out");
                 }
-                let _ = aegisfs_fuse::unmount(&mount, true);
+                if ours(&mount) {
+                    let _ = aegisfs_fuse::unmount(&mount, true);
+                }
                 if told.swap(true, Ordering::AcqRel) {
                     tracing::warn!("told twice: ending although the mount is in use");
                     let _ = daemon.store.close();

@@ -1,6 +1,6 @@
 //! Failures as an operator sees them: what happened, to which object, why, and what to do about it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
 /// Exit codes, one meaning each.
@@ -58,12 +58,16 @@ impl Failure {
         Self::new("E_USAGE", Exit::Usage, message)
     }
 
+    /// What stands in an answer in its place.
+    pub(crate) fn json(&self) -> Value {
+        json!({ "code": self.code, "message": self.message, "hint": self.hint })
+    }
+
     /// Tells the operator.
     #[expect(clippy::print_stdout, reason = "the answer of a command")]
     pub(crate) fn report(&self, as_json: bool) -> ExitCode {
         if as_json {
-            let error = json!({ "code": self.code, "message": self.message, "hint": self.hint });
-            println!("{}", json!({ "schema_version": 1, "error": error }));
+            println!("{}", json!({ "schema_version": 1, "error": self.json() }));
         } else {
             eprintln!("aegisfs: {}", self.message);
             if let Some(hint) = &self.hint {

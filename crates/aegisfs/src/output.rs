@@ -1,7 +1,9 @@
 //! Answers: one JSON object, or lines for people.
 
 use crate::base64;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -14,6 +16,73 @@ pub(crate) fn print(as_json: bool, mut answer: Value, lines: &[String]) {
     } else {
         for line in lines {
             println!("{line}");
+        }
+    }
+}
+
+/// An answer with a list that may be too long for memory: it goes out item by item.
+pub(crate) struct Listing<W: Write = BufWriter<Stdout>> {
+    as_json: bool,
+    out: W,
+    items: u64,
+    /// Nobody reads on, as with `| head`.
+    closed: bool,
+}
+
+impl Listing {
+    /// Begins with what stands before the list.
+    pub(crate) fn begin(as_json: bool, answer: Value, lines: &[String], name: &str) -> io::Result<Self> {
+        Self::begin_in(BufWriter::new(io::stdout()), as_json, answer, lines, name)
+    }
+}
+
+impl<W: Write> Listing<W> {
+    fn begin_in(out: W, as_json: bool, mut answer: Value, lines: &[String], name: &str) -> io::Result<Self> {
+        answer["schema_version"] = 1.into();
+        let mut listing = Self { as_json, out, items: 0, closed: false };
+        let head = answer.to_string();
+        let head = head.strip_suffix('}').expect("it is an object");
+        listing.write(&format!("{head},\"{name}\":["), lines)?;
+        Ok(listing)
+    }
+
+    /// Adds to the list; says whether somebody still reads.
+    pub(crate) fn item(&mut self, item: &Value, lines: &[String]) -> io::Result<ControlFlow<()>> {
+        let comma = if self.items > 0 { "," } else { "" };
+        self.items += 1;
+        self.write(&format!("{comma}{item}"), lines)?;
+        Ok(if self.closed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Ends with what is known only now.
+    pub(crate) fn end(mut self, more: &Map<String, Value>, lines: &[String]) -> io::Result<()> {
+        let mut text = "]".to_owned();
+        for (name, value) in more {
+            text += &format!(",\"{name}\":{value}");
+        }
+        self.write(&(text + "}\n"), lines)?;
+        let flushed = self.out.flush();
+        self.unless_closed(flushed)
+    }
+
+    fn write(&mut self, json: &str, lines: &[String]) -> io::Result<()> {
+        if self.closed {
+            return Ok(());
+        }
+        let written = match self.as_json {
+            true => self.out.write_all(json.as_bytes()),
+            false => lines.iter().try_for_each(|line| writeln!(self.out, "{line}")),
+        };
+        self.unless_closed(written)
+    }
+
+    fn unless_closed(&mut self, outcome: io::Result<()>) -> io::Result<()> {
+        match outcome {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            other => other,
         }
     }
 }
@@ -40,6 +109,24 @@ mod tests {
     use super::*;
     use serde_json::json;
     use std::ffi::OsStr;
+
+    #[test]
+    fn a_listing_is_one_object() {
+        for items in [0, 1, 3] {
+            let mut text = Vec::new();
+            let head = json!({ "last": { "inner": {} } });
+            let mut listing = Listing::begin_in(&mut text, true, head, &[], "items").unwrap();
+            for n in 0..items {
+                assert!(listing.item(&json!({ "n": n }), &[]).unwrap().is_continue());
+            }
+            let more = json!({ "damaged": false });
+            listing.end(more.as_object().unwrap(), &[]).unwrap();
+            let read: Value = serde_json::from_slice(&text).unwrap();
+            assert_eq!(read["items"].as_array().unwrap().len(), items);
+            assert_eq!(read["last"]["inner"], json!({}));
+            assert_eq!((&read["damaged"], &read["schema_version"]), (&json!(false), &json!(1)));
+        }
+    }
 
     #[test]
     fn paths_that_are_no_text_are_told_apart() {

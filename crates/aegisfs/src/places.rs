@@ -93,6 +93,11 @@ pub(crate) fn socket(pool: &str) -> PathBuf {
     run_folder().join(format!("{pool}.sock"))
 }
 
+/// Where a daemon says why its end failed.
+pub(crate) fn last_words(pool: &str) -> PathBuf {
+    run_folder().join(format!("{pool}.failed"))
+}
+
 /// Every control socket there is.
 pub(crate) fn sockets() -> Vec<PathBuf> {
     let folder = run_folder();

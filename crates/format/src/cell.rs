@@ -243,6 +243,15 @@ pub fn peek_bytes(block: &[u8]) -> Result<usize, FormatError> {
     Ok(total)
 }
 
+/// Whether what begins here was a cell of this segment, even if it does not verify: it names the segment, and
+/// magic or offset are right.
+pub fn names_place(block: &[u8], segment: SegmentId, slot_offset: u32) -> bool {
+    CellHeaderV1::read_from_prefix(block).is_ok_and(|(header, _)| {
+        header.segment.get() == segment.0
+            && (header.magic == CELL_MAGIC || header.slot_offset.get() == slot_offset)
+    })
+}
+
 impl Cell {
     /// Reads a whole cell and verifies header, directory and payload.
     ///
@@ -386,6 +395,15 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(Cell::decode(&bad).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_damaged_cell_still_tells_whose_it_was() {
+        let mut bytes = sample();
+        let ours = |bytes: &[u8], segment, offset| names_place(bytes, SegmentId(segment), offset);
+        assert!(ours(&bytes, 8, 4096) && ours(&bytes, 8, 0) && !ours(&bytes, 7, 4096));
+        bytes[0] ^= 1;
+        assert!(ours(&bytes, 8, 4096) && !ours(&bytes, 8, 0) && !ours(&bytes[..255], 8, 4096));
     }
 
     #[test]

@@ -80,6 +80,29 @@ impl Table {
         })
     }
 
+    /// Its name, as docs/format.md has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inode => "inode",
+            Self::Dirent => "dirent",
+            Self::Extents => "extents",
+            Self::Inline => "inline",
+            Self::Xattr => "xattr",
+            Self::Chunks => "chunks",
+            Self::Segments => "segments",
+            Self::Pending => "pending",
+            Self::Volumes => "volumes",
+            Self::Branches => "branches",
+            Self::Snapshots => "snapshots",
+            Self::Orphans => "orphans",
+            Self::Superseded => "superseded",
+            Self::Changed => "changed",
+            Self::Jobs => "jobs",
+            Self::Config => "config",
+            Self::Dedup => "dedup",
+        }
+    }
+
     /// Whether its keys end in an epoch.
     pub const fn versioned(self) -> bool {
         matches!(

@@ -4,6 +4,7 @@
 //! ``| `field` | offset | bytes | meaning |``.
 
 use aegisfs_format::described;
+use aegisfs_format::key::Table;
 use std::collections::BTreeMap;
 
 /// A structure as the page draws it.
@@ -69,6 +70,15 @@ fn docs_draw_every_structure_as_it_is_declared() {
     }
     let names: Vec<_> = drawn.into_keys().collect();
     assert!(names.is_empty(), "docs/format.md draws what the code does not declare: {names:?}");
+}
+
+#[test]
+fn docs_name_every_table() {
+    let page = page();
+    for table in Table::ALL {
+        let row = format!("\n| {} | {} |", table as u8, table.name());
+        assert!(page.contains(&row), "docs/format.md has no table {} {}", table as u8, table.name());
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use aegisfs_format::value::Inode;
 use aegisfs_store::{Committed, Ingested, Piece, Reservation, StoreError};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 pub use threads::Flusher;
 
@@ -109,11 +110,12 @@ impl Fs {
             Portion::Whole => None,
             Portion::Stream => state.overlay.long_stretch(self.options.stream_bytes),
         };
-        let stretch = stretch.filter(|(from, _)| state.overlay.few_before(*from, BATCH_STRETCHES_MAX / 2));
+        let few = |from: u64| state.overlay.few_before(from, BATCH_STRETCHES_MAX / 2, LEAVING_BYTES_MAX / 2);
+        let stretch = stretch.filter(|(from, _)| few(*from));
         let (bytes, portion) = match stretch {
             None => (state.overlay.take_first(BATCH_STRETCHES_MAX, LEAVING_BYTES_MAX), Portion::Whole),
             Some((from, to)) => {
-                (state.overlay.take_before(to.min(from + LEAVING_BYTES_MAX)), Portion::Stream)
+                (state.overlay.take_before(to.min(from + LEAVING_BYTES_MAX / 2)), Portion::Stream)
             }
         };
         let bytes = Arc::new(bytes);
@@ -152,6 +154,10 @@ impl Fs {
         if outcome.is_err() {
             for file in &mut files {
                 let mut state = file.node.state.write();
+                if state.dead {
+                    self.forget_leaving(file, &mut state);
+                    continue;
+                }
                 let older = std::mem::take(&mut state.leaving);
                 let waiting = older.waiting_bytes() + state.overlay.waiting_bytes();
                 state.overlay.put_under((*older).clone());
@@ -205,8 +211,19 @@ impl Fs {
         Ok(())
     }
 
+    /// Lets go of the bytes of a file that went while they were leaving.
+    fn forget_leaving(&self, file: &mut Leaving<'_>, state: &mut NodeState) {
+        let gone = std::mem::take(&mut state.leaving);
+        self.count_waiting(gone.waiting_bytes(), 0);
+        file.promised = None;
+    }
+
     /// After the change: the bytes up to `end` are in the store now.
     fn settle(&self, file: &mut Leaving<'_>, state: &mut NodeState, committed: &Committed, end: u64) {
+        if state.dead {
+            self.forget_leaving(file, state);
+            return;
+        }
         state.inode.inline = file.inline;
         let bytes = std::mem::take(&mut state.leaving);
         let waiting = bytes.waiting_bytes() + state.overlay.waiting_bytes();
@@ -217,8 +234,15 @@ impl Fs {
             }
             state.overlay.put_under(bytes.tail(end));
         }
-        state.committed_size = file.size_with(end);
+        let stored = file.size_with(end);
+        state.committed_size = stored;
         note_commit(file.node.id, state, committed);
+        if stored != state.inode.size {
+            // The file was made longer meanwhile, or before; the change did not say so yet.
+            state.committed_size = stored.min(state.inode.size);
+            state.attributes_dirty = true;
+            self.attributes_wait.store(true, Ordering::Release);
+        }
         if file.inline {
             // Tiny files are kept whole in memory, since every write stores them whole.
             let mut kept = Overlay::default();

@@ -42,6 +42,13 @@ impl Run {
         self.data.extend_from_slice(bytes);
     }
 
+    /// What was cut short keeps no room for a whole run: memory is bounded by the bytes that are counted.
+    fn give_back_room(&mut self) {
+        if self.data.len() < RUN_BYTES_GROWING {
+            self.data.shrink_to_fit();
+        }
+    }
+
     fn end(&self, offset: u64) -> u64 {
         offset + self.data.len() as u64
     }
@@ -174,6 +181,7 @@ impl Overlay {
             let (start, end, origin) = (*start, run.end(*start), run.origin);
             if end > from {
                 let tail = run.data.split_off((from - start) as usize);
+                run.give_back_room();
                 *self.counts.of(origin) -= tail.len() as u64;
                 if end > to {
                     self.insert(to, Run { data: tail[(to - from) as usize..].to_vec(), origin });
@@ -197,6 +205,7 @@ impl Overlay {
             && run.end(*start) > at
         {
             let data = run.data.split_off((at - start) as usize);
+            run.give_back_room();
             tail.insert(at, Run { data, origin: run.origin });
         }
         let tail = Self::from_runs(tail);
@@ -225,9 +234,11 @@ impl Overlay {
         std::mem::replace(self, behind)
     }
 
-    /// Whether fewer runs than this begin before an offset.
-    pub(crate) fn few_before(&self, to: u64, runs: usize) -> bool {
-        self.runs.range(..to).take(runs).count() < runs
+    /// Whether fewer runs, and fewer bytes, than this lie before an offset.
+    pub(crate) fn few_before(&self, to: u64, runs: usize, bytes: u64) -> bool {
+        let before = self.runs.range(..to).take(runs);
+        let (count, sum) = before.fold((0, 0), |(n, sum), (_, run)| (n + 1, sum + run.data.len() as u64));
+        count < runs && sum < bytes
     }
 
     /// A copy of everything from an offset on.
@@ -455,13 +466,26 @@ mod tests {
             assert_eq!((head.bytes() + front.bytes(), head.counts), (600, whole.tail(at).counts));
             assert!(front.end() <= at && head.start().is_none_or(|start| start >= at));
             let few = whole.runs.keys().filter(|start| **start < at).count();
-            assert!(whole.few_before(at, few + 1) && (few == 0 || !whole.few_before(at, few)));
+            assert!(whole.few_before(at, few + 1, 601) && (few == 0 || !whole.few_before(at, few, 601)));
         }
         let mut rest = whole.clone();
         assert_eq!((rest.take_first(3, 1000).end(), rest.bytes()), (260, 420));
         assert_eq!((rest.take_first(9, 130).end(), rest.bytes()), (460, 300));
         assert_eq!((rest.take_first(9, 1).end(), rest.bytes()), (560, 240));
         assert_eq!((rest.take_first(9, 1000).end(), rest.is_empty()), (960, true));
+    }
+
+    #[test]
+    fn what_is_left_of_a_run_takes_no_more_memory_than_it_has_bytes() {
+        let mut overlay = Overlay::default();
+        for n in 0..4u64 {
+            overlay.write(n << 21, &[1; 1 << 20], Origin::New);
+            overlay.cut((n << 21) + 4096, (n + 1) << 21);
+        }
+        let behind = overlay.split_off((3 << 21) + 100);
+        let room: usize =
+            [&overlay, &behind].iter().flat_map(|o| o.runs.values()).map(|r| r.data.capacity()).sum();
+        assert_eq!((overlay.bytes() + behind.bytes(), room < 100_000), (4 * 4096, true), "{room}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(crate) struct Table {
     shards: Vec<Mutex<Shard>>,
     /// Nodes that became dirty and were not seen clean since.
     dirty: Mutex<Vec<Arc<Node>>>,
+    scanning: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -89,7 +90,11 @@ impl Lookups {
 
 impl Default for Table {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), dirty: Mutex::default() }
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            dirty: Mutex::default(),
+            scanning: Mutex::default(),
+        }
     }
 }
 
@@ -135,6 +140,8 @@ impl Table {
 
     /// Nodes with something that the store lacks, by ascending number.
     pub(crate) fn dirty(&self) -> Vec<Arc<Node>> {
+        // One at a time: to a second one the list would look empty while the first goes through it.
+        let _one = self.scanning.lock();
         let listed = std::mem::take(&mut *self.dirty.lock());
         let mut dirty = Vec::with_capacity(listed.len());
         for node in listed {

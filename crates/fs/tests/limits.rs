@@ -3,7 +3,7 @@
 mod stage;
 
 use aegisfs_base::InodeId;
-use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, HandleId, Kind, MakeOptions, ROOT, Whence};
+use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, FsOptions, HandleId, Kind, MakeOptions, ROOT, Whence};
 use stage::{World, create};
 
 /// Small slots, so that there are many.
@@ -147,5 +147,76 @@ fn a_removed_directory_takes_nothing_new() {
         fs.rename(ROOT, b"file", made.id, b"x", Default::default()),
     ];
     assert!(refused.iter().all(|refusal| matches!(refusal, Err(FsError::NotFound))), "{refused:?}");
+    assert_sound(&fs);
+}
+
+// The change that stored a stream claimed less than the file's length, and nothing was left that would store it.
+#[test]
+fn a_file_made_longer_while_its_bytes_stream_keeps_its_length() {
+    let world = World::sized(64 << 20, 1 << 20);
+    let options = FsOptions { background: false, stream_bytes: 512 << 10, ..FsOptions::default() };
+    {
+        let fs = world.mount_with(options);
+        let (id, handle) = create(&fs, b"long");
+        fs.write(handle, 0, &[0; 300 << 10]).unwrap();
+        resize(&fs, id, 10 << 20);
+        // All alike, it is cut at the largest size and nothing is held back.
+        fs.write(handle, 300 << 10, &[0; 212 << 10]).unwrap();
+        fs.fsync(handle).unwrap();
+        assert_eq!(fs.dirty_bytes(), 0);
+    }
+    let fs = world.mount();
+    assert_eq!(fs.peek(ROOT, b"long").unwrap().inode.size, 10 << 20);
+    assert_sound(&fs);
+}
+
+// A tiny file cut to nothing counted as lying beside its inode still; chunks copied into it were then hidden by
+// zeros from there.
+#[test]
+fn a_copy_into_a_tiny_file_that_was_emptied_is_read_from_its_chunks() {
+    let world = World::sized(64 << 20, 1 << 20);
+    let data: Vec<u8> = (0..300_000u32).map(|n| (n / 7 % 251) as u8 + 1).collect();
+    {
+        let fs = world.mount();
+        let (_, from) = create(&fs, b"from");
+        fs.write(from, 0, &data).unwrap();
+        let (id, to) = create(&fs, b"tiny");
+        fs.write(to, 0, b"tiny").unwrap();
+        fs.sync().unwrap();
+        resize(&fs, id, 0);
+        let (source, target) = (CopyEnd { handle: from, offset: 0 }, CopyEnd { handle: to, offset: 0 });
+        assert_eq!(fs.copy_range(source, target, 300_000).unwrap(), 300_000);
+        resize(&fs, id, 250_000);
+        assert!(!fs.getattr(id).unwrap().inode.inline);
+        fs.sync().unwrap();
+    }
+    let fs = world.mount();
+    let handle = fs.open(fs.peek(ROOT, b"tiny").unwrap().id).unwrap();
+    let mut found = vec![0; 250_000];
+    assert_eq!(fs.read(handle, 0, &mut found).unwrap(), 250_000);
+    assert!(found == data[..250_000]);
+    assert_sound(&fs);
+}
+
+// An orphan that was given a name was let go; when it lost that name again it was reaped under its user.
+#[test]
+fn a_file_that_gets_a_name_and_loses_it_stays_for_who_has_it_open() {
+    let world = small();
+    let fs = world.mount();
+    let made = fs.tmpfile(ROOT, &MakeOptions::default()).unwrap();
+    let handle = fs.open(made.id).unwrap();
+    fs.write(handle, 0, &[7; 50_000]).unwrap();
+    fs.fsync(handle).unwrap();
+    fs.link(made.id, ROOT, b"named").unwrap();
+    fs.unlink(ROOT, b"named").unwrap();
+    fs.store().reap_released().unwrap();
+    fs.flush_all().unwrap();
+    let mut found = vec![0; 50_000];
+    assert_eq!(fs.read(handle, 0, &mut found).unwrap(), 50_000);
+    assert!(found.iter().all(|byte| *byte == 7));
+    fs.release(handle).unwrap();
+    fs.forget(made.id, 9);
+    fs.store().reap_released().unwrap();
+    assert!(matches!(fs.getattr(made.id), Err(FsError::NotFound)));
     assert_sound(&fs);
 }

@@ -96,7 +96,7 @@ impl Handler for NullFace {
             O::Read(input) => {
                 let size = self.attributes(request.node)?.inode.size;
                 let count = size.saturating_sub(input.offset).min(u64::from(input.size));
-                reply.space(count as usize);
+                reply.space(count as usize).fill(0);
             }
             O::Write { input, data } => {
                 self.grow(request.node, input.offset + data.len() as u64, false)?;

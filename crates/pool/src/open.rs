@@ -246,8 +246,10 @@ fn check_presence(
 mod tests {
     use super::*;
     use crate::CreateOptions;
+    use aegisfs_base::limits::DEVICE_BYTES_MIN;
     use aegisfs_base::{Generation, ManualClock, SeededRng};
-    use aegisfs_device::MemoryDevice;
+    use aegisfs_device::{DeviceError, MemoryDevice};
+    use aegisfs_format::layout::HEADER_AREA_BYTES;
 
     /// The superblocks of a new mirror, as its two devices hold them, both of generation 10.
     fn mirror() -> [Superblock; 2] {
@@ -328,5 +330,89 @@ mod tests {
         further.generation = Generation(12);
         live(&mut second, 103, 11, Some(0));
         assert!(matches!(choose(&found(&[further, second])), Err(PoolError::Split { .. })));
+    }
+
+    /// A device of any size that keeps its header areas and forgets the rest.
+    struct HeadersOnly {
+        kept: MemoryDevice,
+        name: String,
+    }
+
+    impl HeadersOnly {
+        fn keeps(&self, offset: u64) -> bool {
+            offset < HEADER_AREA_BYTES || offset >= self.kept.bytes() - HEADER_AREA_BYTES
+        }
+    }
+
+    impl Device for HeadersOnly {
+        fn bytes(&self) -> u64 {
+            self.kept.bytes()
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+            self.kept.read_at(offset, buffer)
+        }
+
+        fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+            if self.keeps(offset) { self.kept.write_at(offset, data) } else { Ok(()) }
+        }
+
+        fn flush(&self) -> Result<(), DeviceError> {
+            Ok(())
+        }
+
+        fn discard(&self, _: u64, _: u64) -> Result<(), DeviceError> {
+            Ok(())
+        }
+
+        fn allocated_bytes(&self) -> Option<u64> {
+            None
+        }
+
+        fn describe(&self) -> String {
+            self.name.clone()
+        }
+
+        fn read_only(&self) -> bool {
+            false
+        }
+    }
+
+    /// Where everything lies: each device's layout, and the slots of the log.
+    fn layout_of(pool: &Pool) -> (u64, Vec<DeviceLayout>, Vec<aegisfs_format::map::MapEntry>) {
+        let layouts = pool.members.iter().flatten().map(|member| member.layout).collect();
+        (pool.slot_bytes(), layouts, pool.mapped_slots())
+    }
+
+    #[test]
+    fn what_is_opened_is_laid_out_as_it_was_formatted_whatever_the_size() {
+        let rng = SeededRng::new(5);
+        for round in 0..1000 {
+            let count = 1 + rng.below(3) as usize;
+            let sizes: Vec<u64> = (0..count)
+                .map(|_| {
+                    let least = DEVICE_BYTES_MIN << rng.below(18);
+                    least + rng.below(least)
+                })
+                .collect();
+            let devices = sizes.iter().enumerate().map(|(n, bytes)| {
+                let name = format!("device {n}");
+                let kept = MemoryDevice::new(name.clone(), *bytes);
+                Arc::new(HeadersOnly { kept, name }) as Arc<dyn Device>
+            });
+            let devices: Vec<_> = devices.collect();
+            let options = CreateOptions { log_pieces: Some(1), ..CreateOptions::default() };
+            let made = Pool::create(devices.clone(), &options, &ManualClock::default(), &rng).expect("a pool");
+            made.publish_new().expect("superblocks are written");
+            let formatted = layout_of(&made);
+            drop(made);
+            let (opened, opening) = Pool::open(devices, OpenOptions::default()).expect("it opens");
+            assert_eq!(opening, Opening::default(), "round {round}: {sizes:?}");
+            assert_eq!(layout_of(&opened), formatted, "round {round}: {sizes:?}");
+            for (layout, bytes) in formatted.1.iter().zip(&sizes) {
+                let again = DeviceLayout::new(*bytes, formatted.0);
+                assert_eq!(Some(*layout), again, "round {round}: {sizes:?}");
+            }
+        }
     }
 }

@@ -71,9 +71,12 @@ impl Store {
                 return Ok(());
             }
             for (number, batch) in released.chunks(REAP_BATCH).enumerate() {
-                if let Err(error) = self.reap_batch(batch) {
+                // The thread that reaps is the one that makes checkpoints, and must not wait for one.
+                let outcome =
+                    if self.checkpoint_due() { Ok(false) } else { self.reap_batch(batch).map(|()| true) };
+                if !matches!(outcome, Ok(true)) {
                     self.space.released.lock().extend_from_slice(&released[number * REAP_BATCH..]);
-                    return Err(error);
+                    return outcome.map(drop);
                 }
             }
         }
@@ -100,13 +103,14 @@ impl Store {
         inodes.iter().try_for_each(|inode| self.reap(*inode))
     }
 
-    /// Whether an inode has lost its last name and user. A truncation under way has an entry too, but finishes
+    /// Whether an inode has lost its last name and user. One that was let go may have been taken up again. A truncation under way has an entry too, but finishes
     /// itself; one that a crash interrupted was finished at mount.
     fn is_gone(&self, inode: InodeId) -> Result<bool, StoreError> {
         let view = self.head_view(BranchId(0))?;
         let entry = versions::visible(&self.view(), Table::Orphans, &key::inode(inode), &view)?;
         let Some(entry) = entry else { return Ok(false) };
-        Ok(value::unwrap(&entry)?.first() != Some(&TRUNCATED))
+        // Looked at after the entry: whoever makes an orphan of it holds it first.
+        Ok(value::unwrap(&entry)?.first() != Some(&TRUNCATED) && !self.space.held.lock().contains(&inode))
     }
 
     /// Reaps everything that may be reaped; says whether there was anything.

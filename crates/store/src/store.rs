@@ -41,6 +41,9 @@ const MEMTABLE_CHECKPOINT_BYTES: usize = 24 << 20;
 /// Memory of changes above which writers wait for the checkpoint.
 const MEMTABLE_WAIT_BYTES: usize = 48 << 20;
 
+/// Waits of 20 ms for the service's checkpoint before a writer makes it itself.
+const ROUNDS_BEFORE_HELP: u32 = 50;
+
 /// How a store runs.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -366,9 +369,12 @@ impl Store {
         if fullness > LOG_SLOW_AT && !full(fullness) {
             std::thread::sleep(Duration::from_micros((fullness - LOG_SLOW_AT) * 10));
         }
+        let mut rounds = 0;
         while full(self.log.fullness()) {
             self.check_poison()?;
-            if !self.served.load(Ordering::Acquire) {
+            rounds += 1;
+            // The service may itself wait for something that this caller holds, or be this caller.
+            if rounds > ROUNDS_BEFORE_HELP || !self.served.load(Ordering::Acquire) {
                 return self.checkpoint();
             }
             self.wake_service();

@@ -1,8 +1,10 @@
 //! umount: the mount goes, and the command returns once everything is on the device.
 
 use crate::cli::UmountArgs;
+use crate::commands::attached;
+use crate::control::Client;
 use crate::failure::{Exit, Failure};
-use crate::{control, output, places};
+use crate::{output, places};
 use rustix::process::{Pid, test_kill_process};
 use serde_json::json;
 use std::ffi::OsStr;
@@ -17,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Unmounts.
 pub(crate) fn run(args: &UmountArgs, as_json: bool) -> Result<ExitCode, Failure> {
     let path = &args.mount;
-    let daemon = control::find(Some(path)).pop();
+    let daemon = attached(path);
     let canonical = places::canonical(path);
     if !aegisfs_fuse::is_fuse_mount(&canonical) {
         let message = format!("{} is not an AegisFS mount", path.display());
@@ -38,6 +40,7 @@ pub(crate) fn run(args: &UmountArgs, as_json: bool) -> Result<ExitCode, Failure>
         daemon.as_ref().and_then(|d| d.status["pid"].as_i64()).and_then(|pid| Pid::from_raw(pid as i32));
     if let Some(pid) = pid.filter(|_| !args.lazy) {
         wait_for(pid)?;
+        told_of_failure(daemon.as_ref())?;
     }
     let line = format!("unmounted {}", path.display());
     let mut answer = json!({ "lazy": lazy });
@@ -56,6 +59,14 @@ fn wait_for(pid: Pid) -> Result<(), Failure> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// What the daemon left behind when its end failed: not everything is on the device then.
+fn told_of_failure(daemon: Option<&Client>) -> Result<(), Failure> {
+    let Some(pool) = daemon.and_then(|daemon| daemon.status["pool"].as_str()) else { return Ok(()) };
+    let Ok(reason) = std::fs::read_to_string(places::last_words(pool)) else { return Ok(()) };
+    let message = format!("it is unmounted, but not everything could be written out: {}", reason.trim());
+    Err(Failure::new("E_WRITE_OUT", Exit::Failed, message).hint("the log of the mount says more"))
 }
 
 /// Who has something open or mapped below a mount point, or stands in it.

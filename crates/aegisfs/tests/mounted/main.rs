@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a test tells what it did")]
 
 mod bad_input;
+mod inspecting;
 mod lifecycle;
 mod many;
 mod mounting;

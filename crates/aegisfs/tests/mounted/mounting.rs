@@ -398,3 +398,33 @@ fn the_kernel_holds_only_so_much() {
         stage.umount();
     }
 }
+
+// Commands found a daemon by the path alone: one that had been detached from there and lived on was waited for,
+// and synced, in place of the one that was mounted there now.
+#[test]
+fn a_detached_daemon_is_not_taken_for_the_mount_that_followed() {
+    if !can_mount("a_detached_daemon_is_not_taken_for_the_mount_that_followed") {
+        return;
+    }
+    // Which of two daemons is found first depends on random numbers.
+    for _ in 0..3 {
+        let (first, second) = (Stage::image("256M"), Stage::image("256M"));
+        first.mount();
+        let held = std::fs::File::create(first.at("held")).unwrap();
+        must(AEGISFS, &["umount", "--lazy", &first.mnt()]);
+        must(AEGISFS, &["mount", second.device(), &first.mnt()]);
+        std::fs::write(first.at("new"), "of the second").unwrap();
+        first.sync();
+        let pid = first.pid();
+        must("kill", &["-9", &pid.to_string()]);
+        must(AEGISFS, &["umount", &first.mnt()]);
+        must(AEGISFS, &["mount", second.device(), &first.mnt()]);
+        assert_eq!(std::fs::read_to_string(first.at("new")).unwrap(), "of the second");
+        let started = Instant::now();
+        must(AEGISFS, &["umount", &first.mnt()]);
+        assert!(started.elapsed() < Duration::from_secs(20), "it waited for the wrong one");
+        second.check();
+        drop(held);
+        first.check();
+    }
+}

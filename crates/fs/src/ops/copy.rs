@@ -7,6 +7,7 @@ use crate::handle::HandleId;
 use crate::node::Node;
 use aegisfs_base::limits::{FILE_BYTES_MAX, WINDOW_BYTES};
 use aegisfs_base::{InodeId, Sequence};
+use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::{NewRef, Op};
 use std::sync::Arc;
 
@@ -73,8 +74,11 @@ impl Fs {
         }
         let flushing = target.flushing.lock();
         let mut locked = super::Locked::new(&[source, target]);
+        let from_memory = locked.get(source.id);
         let waiting =
-            locked.get(source.id).overlay.needs_flush() || !locked.get(source.id).leaving.is_empty();
+            from_memory.overlay.needs_flush() || !from_memory.leaving.is_empty() || from_memory.inode.inline;
+        let beside = locked.get(target.id);
+        let waiting = waiting || beside.inode.inline && !beside.overlay.is_empty();
         if waiting || !locked.all_alive() {
             drop(locked);
             drop(flushing);
@@ -84,10 +88,12 @@ impl Fs {
         let length = end - from;
         let state = locked.get(target.id);
         let (before, older) = (state.inode, state.overlay.clone());
+        // Nothing is left of what lay beside the inode; from now on the file lies in chunks.
+        let was_inline = std::mem::take(&mut state.inode.inline);
         state.overlay.cut(to, to + length);
         state.inode.size = state.inode.size.max(to + length);
         self.stamp(target, state, WriteKind { cached: false, drops_privileges: true });
-        let ops = vec![
+        let mut ops = vec![
             Self::put_inode(target.id, state),
             Op::Replace {
                 inode: target.id,
@@ -97,6 +103,9 @@ impl Fs {
                 references,
             },
         ];
+        if was_inline {
+            ops.push(Op::RemoveVersion { table: Table::Inline, stem: key::inode(target.id).to_vec() });
+        }
         match self.commit(ops) {
             Ok(committed) => note_commit(target.id, state, &committed),
             Err(error) => {

@@ -65,13 +65,16 @@ impl Fs {
         if !state.is_regular() {
             return Err(FsError::Invalid);
         }
+        // A kernel that cached the bytes asked for this when they were written; what was set since stays.
+        if !kind.cached {
+            self.drop_capability(&node, &mut state)?;
+        }
         let was_clean = !state.overlay.needs_flush();
         let before = state.overlay.waiting_bytes();
         let run = state.overlay.write(offset, data, Origin::New);
         self.count_waiting(before, state.overlay.waiting_bytes());
         state.fit_promise(&self.store, Some(promise));
         state.inode.size = state.inode.size.max(end);
-        self.drop_capability(&node, &mut state)?;
         self.stamp(&node, &mut state, kind);
         if was_clean {
             state.dirty_since = state.written;

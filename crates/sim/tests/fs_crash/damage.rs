@@ -7,14 +7,15 @@ use aegisfs_base::sabotage::{Edge, without};
 use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng, SegmentId};
 use aegisfs_device::{Device, MemoryDevice};
 use aegisfs_format::key::{self, Table};
-use aegisfs_format::layout::DeviceLayout;
+use aegisfs_format::layout::{DeviceLayout, HEADER_AREA_BYTES};
 use aegisfs_format::map::MapOwner;
 use aegisfs_format::value::Segment;
 use aegisfs_fs::{Fs, FsOptions, Kind, MakeOptions, ROOT};
 use aegisfs_pool::{OpenOptions, Pool};
 use aegisfs_sim::SimWorld;
-use aegisfs_store::{Problem, Tables, open};
+use aegisfs_store::{Problem, Seen, Tables, open};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -103,20 +104,120 @@ fn flip_and_read(populated: &Populated, at: u64, rng: &SeededRng, tally: &mut Ta
     Ok(())
 }
 
+/// Flipped bits for each block in use in an ordinary run; `AEGISFS_SIM_FLIPS` in the environment says how many
+/// there are in all.
+const FLIPS_PER_BLOCK: usize = 2;
+
+fn flips(blocks: usize) -> usize {
+    let told = std::env::var("AEGISFS_SIM_FLIPS").ok();
+    told.map_or(FLIPS_PER_BLOCK * blocks, |text| text.parse().expect("AEGISFS_SIM_FLIPS is a number"))
+}
+
+/// What a block of the first device is there for.
+fn area(fs: &Fs, at: u64) -> &'static str {
+    let pool = fs.store().pool();
+    let bytes = pool.superblock().devices[0].bytes;
+    if at < HEADER_AREA_BYTES || at >= bytes - HEADER_AREA_BYTES {
+        return "headers";
+    }
+    let slot = (at - HEADER_AREA_BYTES) / pool.slot_bytes();
+    let mapped = pool.mapped_slots().into_iter();
+    let owner = mapped.filter(|entry| entry.device.0 == 0).find(|entry| u64::from(entry.slot.0) == slot);
+    match owner.map(|entry| entry.owner) {
+        Some(MapOwner::Log) => "log",
+        Some(MapOwner::Database(0)) => "metadata",
+        Some(MapOwner::Database(_)) => "dedup index",
+        None => "segments",
+    }
+}
+
 #[test]
 fn a_flipped_bit_is_never_read() {
     let populated = Populated::new(1, 800);
     let rng = SeededRng::new(800);
-    let mut tally = Tally::default();
+    let whole = mount(populated.world().devices(), &rng, OpenOptions::default()).expect("nothing is damaged");
+    let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
     let blocks = used_blocks(&populated.images[0]);
-    for at in blocks.iter().flat_map(|at| [*at; 2]) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| flip_and_read(&populated, at, &rng, &mut tally)));
+    let flips = flips(blocks.len());
+    for at in blocks.iter().copied().cycle().take(flips) {
+        let tally = tallies.entry(area(&whole, at)).or_default();
+        let outcome = catch_unwind(AssertUnwindSafe(|| flip_and_read(&populated, at, &rng, tally)));
         outcome
             .unwrap_or_else(|_| Err("a panic".into()))
             .unwrap_or_else(|why| panic!("block at {at}: {why}"));
     }
-    println!("{} blocks: {tally:?}", blocks.len());
-    assert!(tally.errors > 0 && tally.unharmed > 0, "{tally:?}");
+    println!("{flips} flipped bits in {} blocks: {tallies:#?}", blocks.len());
+    let sum = |part: fn(&Tally) -> u64| tallies.values().map(part).sum::<u64>();
+    let (refused, errors, unharmed) = (sum(|t| t.refused), sum(|t| t.errors), sum(|t| t.unharmed));
+    println!("{refused} refused, {errors} read as errors and named by a check, {unharmed} did no harm");
+    assert_eq!(refused + errors + unharmed, flips as u64);
+    assert!(errors > 0 && unharmed > 0);
+}
+
+/// What a walk through all segments finds.
+#[derive(Default)]
+struct Walked {
+    /// Chunks in use, by shard.
+    used: [u64; 2],
+    damaged: u64,
+    /// Cells with chunks in use: device, where they begin on it, and their bytes without padding.
+    cells: Vec<(usize, u64, u64)>,
+}
+
+fn walk_segments(fs: &Fs) -> Walked {
+    let store = fs.store();
+    let mut segments = Vec::new();
+    let listed = store.each_segment(&mut |id, segment| {
+        segments.push((id, segment));
+        ControlFlow::Continue(())
+    });
+    listed.expect("readable");
+    let mut walked = Walked::default();
+    for (id, segment) in segments {
+        let (mut shard, mut device, mut start) = (0, 0, 0);
+        let outcome = store.walk_segment(id, &segment, &mut |seen| {
+            walked.damaged += u64::from(seen.is_damage());
+            match seen {
+                Seen::Shard(found) => {
+                    (shard, device) = (usize::from(found.number), usize::from(found.place.0.0));
+                    start = HEADER_AREA_BYTES + u64::from(found.place.1.0) * store.pool().slot_bytes();
+                }
+                Seen::Cell(cell) => {
+                    let used = cell.chunks.iter().filter(|chunk| chunk.references > 0).count() as u64;
+                    walked.used[shard] += used;
+                    let bytes = u64::from(cell.payload_start + cell.payload_bytes);
+                    if used > 0 {
+                        walked.cells.push((device, start + u64::from(cell.slot_offset), bytes));
+                    }
+                }
+                Seen::Gap(_) | Seen::Missing { .. } => {}
+            }
+            ControlFlow::Continue(())
+        });
+        outcome.expect("readable");
+    }
+    walked
+}
+
+#[test]
+fn a_walk_through_the_segments_names_every_bit_that_flipped_in_a_cell() {
+    let populated = Populated::new(2, 807);
+    let rng = SeededRng::new(807);
+    let world = populated.world();
+    let fs = mount(world.devices(), &rng, OpenOptions::default()).expect("nothing is damaged");
+    let chunks = fs.store().check(false).expect("readable").chunks;
+    let whole = walk_segments(&fs);
+    assert_eq!((whole.used, whole.damaged), ([chunks; 2], 0));
+    assert!(whole.cells.len() > 4);
+    for (device, start, bytes) in whole.cells.iter().flat_map(|cell| [*cell; 3]) {
+        // Every third one in the header or the directory.
+        let at = start + rng.below(if rng.below(3) == 0 { bytes.min(328) } else { bytes });
+        let mask = 1 << rng.below(8);
+        world.device(device).flip(at, mask);
+        assert!(walk_segments(&fs).damaged > 0, "device {device}, cell at {start}, byte at {at}: not a word");
+        world.device(device).flip(at, mask);
+    }
+    println!("{} chunks in {} cells on two devices", chunks, whole.cells.len());
 }
 
 /// One bit of one block of a mirror; how many bad copies of chunks are left when everything was read.
