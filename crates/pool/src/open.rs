@@ -402,7 +402,8 @@ mod tests {
             });
             let devices: Vec<_> = devices.collect();
             let options = CreateOptions { log_pieces: Some(1), ..CreateOptions::default() };
-            let made = Pool::create(devices.clone(), &options, &ManualClock::default(), &rng).expect("a pool");
+            let made =
+                Pool::create(devices.clone(), &options, &ManualClock::default(), &rng).expect("a pool");
             made.publish_new().expect("superblocks are written");
             let formatted = layout_of(&made);
             drop(made);
