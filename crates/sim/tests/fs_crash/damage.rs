@@ -30,14 +30,17 @@ struct Populated {
 
 impl Populated {
     fn new(devices: usize, seed: u64) -> Self {
-        let shape = Shape { devices, operations: 50, ..Shape::default() };
-        let history = History::run(&shape, seed);
-        let (world, rng) = history::format(&shape, seed);
-        History::play_in(&world, &rng, &shape).expect("nothing fails");
+        Self::of(&Shape { devices, operations: 50, ..Shape::default() }, seed)
+    }
+
+    fn of(shape: &Shape, seed: u64) -> Self {
+        let history = History::run(shape, seed);
+        let (world, rng) = history::format(shape, seed);
+        History::play_in(&world, &rng, shape).expect("nothing fails");
         let names = history.names.last().expect("there is the first").clone();
         let newest = |versions: &Vec<(u64, Vec<u8>)>| versions.last().expect("made once").1.clone();
         let contents = history.contents.iter().map(|(id, versions)| (*id, newest(versions))).collect();
-        Self { images: (0..devices).map(|n| world.device(n).image()).collect(), names, contents }
+        Self { images: (0..shape.devices).map(|n| world.device(n).image()).collect(), names, contents }
     }
 
     fn world(&self) -> SimWorld {
@@ -104,13 +107,12 @@ fn flip_and_read(populated: &Populated, at: u64, rng: &SeededRng, tally: &mut Ta
     Ok(())
 }
 
-/// Flipped bits for each block in use in an ordinary run; `AEGISFS_SIM_FLIPS` in the environment says how many
-/// there are in all.
-const FLIPS_PER_BLOCK: usize = 2;
+/// Flipped bits in an ordinary run; `AEGISFS_SIM_FLIPS` in the environment replaces it.
+const FLIPS: usize = 300;
 
-fn flips(blocks: usize) -> usize {
+fn flips() -> usize {
     let told = std::env::var("AEGISFS_SIM_FLIPS").ok();
-    told.map_or(FLIPS_PER_BLOCK * blocks, |text| text.parse().expect("AEGISFS_SIM_FLIPS is a number"))
+    told.map_or(FLIPS, |text| text.parse().expect("AEGISFS_SIM_FLIPS is a number"))
 }
 
 /// What a block of the first device is there for.
@@ -133,13 +135,15 @@ fn area(fs: &Fs, at: u64) -> &'static str {
 
 #[test]
 fn a_flipped_bit_is_never_read() {
-    let populated = Populated::new(1, 800);
+    let populated = Populated::of(&Shape { operations: 50, large: true, ..Shape::default() }, 800);
     let rng = SeededRng::new(800);
     let whole = mount(populated.world().devices(), &rng, OpenOptions::default()).expect("nothing is damaged");
     let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
     let blocks = used_blocks(&populated.images[0]);
-    let flips = flips(blocks.len());
-    for at in blocks.iter().copied().cycle().take(flips) {
+    let flips = flips();
+    for n in 0..flips {
+        // All over the device, be they fewer than the blocks or more.
+        let at = blocks[n * blocks.len() / flips];
         let tally = tallies.entry(area(&whole, at)).or_default();
         let outcome = catch_unwind(AssertUnwindSafe(|| flip_and_read(&populated, at, &rng, tally)));
         outcome
