@@ -15,7 +15,6 @@ use aegisfs_format::value::Inode;
 use aegisfs_store::{Committed, Ingested, Piece, Reservation, StoreError};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 pub use threads::Flusher;
 
@@ -241,7 +240,6 @@ impl Fs {
             // The file was made longer meanwhile, or before; the change did not say so yet.
             state.committed_size = stored.min(state.inode.size);
             state.attributes_dirty = true;
-            self.attributes_wait.store(true, Ordering::Release);
         }
         if file.inline {
             // Tiny files are kept whole in memory, since every write stores them whole.
@@ -335,7 +333,7 @@ impl Fs {
             let mut more = false;
             match self.take_leaving(node, node.flushing.lock(), portion) {
                 Some(leaving) => {
-                    let count = leaving.bytes.stretches().len();
+                    let count = leaving.bytes.bounds().count();
                     if stretches + count > BATCH_STRETCHES_MAX {
                         outcome = outcome.and(self.store_leaving(std::mem::take(&mut batch)));
                         (bytes, stretches) = (0, 0);
@@ -404,7 +402,7 @@ fn extent_ops(
         ops.push(Op::RemoveVersion { table: Table::Inline, stem: key::inode(file.node.id).to_vec() });
     }
     let mut references = std::mem::take(&mut ingested.references[number]).into_iter().peekable();
-    for (from, to) in file.bytes.ranges().iter() {
+    for (from, to) in file.bytes.bounds() {
         let to = to.min(end);
         let mut within = Vec::new();
         while let Some(reference) = references.next_if(|r| r.offset < to) {

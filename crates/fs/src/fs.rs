@@ -14,7 +14,7 @@ use aegisfs_pool::Pool;
 use aegisfs_store::{Committed, Effects, Store, StoreError, versions};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The root directory's inode number.
@@ -89,8 +89,6 @@ pub struct Fs {
     pub(crate) drained: (Mutex<()>, Condvar),
     /// Signalled when there may be something to write out.
     pub(crate) work: (Mutex<bool>, Condvar),
-    /// Whether attributes may wait for a flush without any bytes.
-    pub(crate) attributes_wait: AtomicBool,
 }
 
 impl Fs {
@@ -139,7 +137,6 @@ impl Fs {
             dirty_bytes: AtomicU64::new(0),
             drained: Default::default(),
             work: Default::default(),
-            attributes_wait: AtomicBool::new(false),
         };
         if fs.store.check_writable().is_ok() {
             fs.store.finish_truncations()?;

@@ -128,17 +128,19 @@ impl Overlay {
 
     /// The first contiguous stretch of at least so many bytes: where it begins and ends.
     pub(crate) fn long_stretch(&self, bytes: u64) -> Option<(u64, u64)> {
-        let (mut from, mut to) = (0, 0);
-        for (start, run) in &self.runs {
-            if *start != to {
-                if to - from >= bytes {
-                    break;
-                }
-                from = *start;
+        self.bounds().find(|(from, to)| to - from >= bytes)
+    }
+
+    /// Where each contiguous stretch begins and ends, in order.
+    pub(crate) fn bounds(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut runs = self.runs.iter().map(|(start, run)| (*start, run.end(*start))).peekable();
+        std::iter::from_fn(move || {
+            let (from, mut to) = runs.next()?;
+            while let Some((_, end)) = runs.next_if(|(start, _)| *start == to) {
+                to = end;
             }
-            to = run.end(*start);
-        }
-        (to - from >= bytes).then_some((from, to))
+            Some((from, to))
+        })
     }
 
     /// Puts bytes over whatever was there; says how long the stretch is that they end, or that it is long.
@@ -284,11 +286,7 @@ impl Overlay {
 
     /// Ranges held, joined where they touch.
     pub(crate) fn ranges(&self) -> Ranges {
-        let mut ranges = Ranges::default();
-        for (start, run) in &self.runs {
-            ranges.add(*start, run.end(*start));
-        }
-        ranges
+        Ranges { ranges: self.bounds().collect() }
     }
 
     /// The runs that stand nowhere else.

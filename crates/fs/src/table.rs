@@ -131,11 +131,18 @@ impl Table {
         self.shard(id).lock().nodes.remove(&id);
     }
 
-    /// Notes that a node may have something that the store lacks.
-    pub(crate) fn note_dirty(&self, node: &Arc<Node>) {
-        if !node.listed.swap(true, Ordering::AcqRel) {
+    /// Notes that a node may have something that the store lacks; says whether that is news.
+    pub(crate) fn note_dirty(&self, node: &Arc<Node>) -> bool {
+        let is_news = !node.listed.swap(true, Ordering::AcqRel);
+        if is_news {
             self.dirty.lock().push(Arc::clone(node));
         }
+        is_news
+    }
+
+    /// Whether there may be such nodes.
+    pub(crate) fn may_be_dirty(&self) -> bool {
+        !self.dirty.lock().is_empty()
     }
 
     /// Nodes with something that the store lacks, by ascending number.

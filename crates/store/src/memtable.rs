@@ -1,7 +1,7 @@
 //! Changes in memory, ordered like the tables they will become.
 
 use crate::StoreError;
-use crate::tables::{Tables, TablesMut, Visit};
+use crate::tables::{Tables, TablesMut, Visit, decode_branch};
 use aegisfs_base::BranchId;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::Branch;
@@ -41,18 +41,7 @@ impl Memtable {
     }
 
     pub(crate) fn set(&mut self, table: Table, key: &[u8], change: Change) {
-        let entries = &mut self.tables[table as usize];
-        let added = change.as_ref().map_or(0, |value| value.len());
-        match entries.get_mut(key) {
-            Some(place) => {
-                let old = std::mem::replace(place, change);
-                self.bytes = self.bytes + added - old.map_or(0, |value| value.len());
-            }
-            None => {
-                entries.insert(key.into(), change);
-                self.bytes += added + key.len() + ENTRY_OVERHEAD_BYTES;
-            }
-        }
+        self.set_owned(table as usize, key.into(), change);
     }
 
     fn set_owned(&mut self, table: usize, key: Box<[u8]>, change: Change) {
@@ -161,8 +150,7 @@ impl Tables for Scratch<'_> {
 
     fn branch(&self, branch: BranchId) -> Result<Branch, StoreError> {
         match self.changes.get(Table::Branches, &key::branch(branch)) {
-            Some(Some(value)) => Ok(Branch::decode(value)?),
-            Some(None) => Err(StoreError::Inconsistent { what: format!("branch {branch} is gone") }),
+            Some(change) => decode_branch(branch, change.as_deref()),
             None => self.below.branch(branch),
         }
     }

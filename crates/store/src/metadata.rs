@@ -5,7 +5,7 @@
 
 use crate::StoreError;
 use crate::memtable::{Change, Memtable, scan_layers};
-use crate::tables::{Tables, Visit};
+use crate::tables::{Tables, Visit, decode_branch};
 use aegisfs_base::{BranchId, ChunkId};
 use aegisfs_format::descriptor::{DESCRIPTORS_PER_GROUP, Descriptor, DescriptorGroup};
 use aegisfs_format::key::{self, Table};
@@ -253,9 +253,7 @@ impl Tables for MetaView<'_> {
             }
             branches.changes
         };
-        let value = self.get(Table::Branches, &key::branch(branch))?;
-        let missing = || StoreError::Inconsistent { what: format!("branch {branch} is missing") };
-        let found = Branch::decode(&value.ok_or_else(missing)?)?;
+        let found = decode_branch(branch, self.get(Table::Branches, &key::branch(branch))?.as_deref())?;
         let mut branches = self.metadata.branches.lock();
         if branches.changes == changes && branches.known.len() < BRANCHES_KNOWN_MAX {
             branches.known.insert(branch, found.clone());

@@ -115,8 +115,7 @@ impl Store {
         self.pool.slot_bytes() - SLOT_HEADER_BYTES
     }
 
-    fn withheld_segments(&self) -> u64 {
-        let slots = self.pool.space().slots;
+    fn withheld_segments(&self, slots: u64) -> u64 {
         let least =
             WITHHELD_BYTES_MIN.div_ceil(self.pool.slot_bytes()).clamp(1, WITHHELD_SLOTS_MIN.max(slots / 32));
         (slots / 100).max(least).max(WITHHELD_SLOTS_MIN.min(slots / 8))
@@ -136,7 +135,8 @@ impl Store {
 
     /// Bytes that users can still have, promises not yet taken off.
     fn placeable_bytes(&self) -> u64 {
-        let segments = self.pool.space().segments_placeable.saturating_sub(self.withheld_segments());
+        let space = self.pool.space();
+        let segments = space.segments_placeable.saturating_sub(self.withheld_segments(space.slots));
         let room = self.segments.room(&self.pool).saturating_sub(FRAME_BYTES_WORST);
         segments * self.segment_data_bytes() + room
     }
@@ -179,7 +179,8 @@ impl Store {
     /// When there is no room.
     pub fn admit_metadata(&self) -> Result<(), StoreError> {
         let space = self.pool.space();
-        if space.segments_placeable + space.freeing / self.shards() > self.withheld_segments() / 2 {
+        if space.segments_placeable + space.freeing / self.shards() > self.withheld_segments(space.slots) / 2
+        {
             return Ok(());
         }
         Err(StoreError::NoSpace { wanted: BLOCK_BYTES as u64, free: 0 })
@@ -189,8 +190,8 @@ impl Store {
     pub fn capacity(&self) -> (u64, u64) {
         let space = self.pool.space();
         let mapped = self.pool.mapped_slots().len() as u64;
-        let total_segments =
-            (space.slots.saturating_sub(mapped) / self.shards()).saturating_sub(self.withheld_segments());
+        let total_segments = (space.slots.saturating_sub(mapped) / self.shards())
+            .saturating_sub(self.withheld_segments(space.slots));
         let total = total_segments * self.segment_data_bytes();
         (total, self.free_bytes().min(total))
     }

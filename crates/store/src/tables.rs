@@ -24,9 +24,7 @@ pub trait Tables {
     /// # Errors
     /// When it is missing or unreadable.
     fn branch(&self, branch: BranchId) -> Result<Branch, StoreError> {
-        let value = self.get(Table::Branches, &key::branch(branch))?;
-        let missing = || StoreError::Inconsistent { what: format!("branch {branch} is missing") };
-        Ok(Branch::decode(&value.ok_or_else(missing)?)?)
+        decode_branch(branch, self.get(Table::Branches, &key::branch(branch))?.as_deref())
     }
 
     /// Visits the entries from `start` to before `end` in ascending order of their keys.
@@ -48,6 +46,12 @@ pub trait Tables {
     fn scan_prefix(&self, table: Table, prefix: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
         self.scan(table, prefix, aegisfs_format::key::prefix_end(prefix).as_deref(), visit)
     }
+}
+
+/// Reads what a table has of a branch, which has to be there.
+pub(crate) fn decode_branch(branch: BranchId, stored: Option<&[u8]>) -> Result<Branch, StoreError> {
+    let missing = || StoreError::Inconsistent { what: format!("branch {branch} is missing") };
+    Ok(Branch::decode(stored.ok_or_else(missing)?)?)
 }
 
 /// Tables to write to as well.

@@ -51,7 +51,7 @@ fn run(fs: &Fs, stop: &AtomicBool) {
             let mut wanted = fs.work.0.lock();
             if !*wanted {
                 // With nothing dirty there is nothing to wait for but a signal.
-                if fs.dirty_bytes() == 0 && !fs.attributes_wait.load(Ordering::Acquire) {
+                if fs.dirty_bytes() == 0 && !fs.nodes.may_be_dirty() {
                     crate::buffers::trim();
                     fs.work.1.wait(&mut wanted);
                 } else {
@@ -85,8 +85,6 @@ impl Fs {
     /// # Errors
     /// When something could not be stored.
     pub fn flush_ready(&self) -> Result<(), crate::FsError> {
-        // Whoever is not ready yet says so again below.
-        self.attributes_wait.store(false, Ordering::Release);
         let now = self.clock.elapsed();
         let short = self.dirty_bytes() * 2 > self.options.dirty_bytes_max;
         let dirty = self.nodes.dirty();
@@ -102,9 +100,6 @@ impl Fs {
         };
         let mut ready: Vec<(&Node, Portion)> =
             dirty.iter().filter_map(|node| Some((&**node, portion(node)?))).collect();
-        if ready.len() < dirty.len() {
-            self.attributes_wait.store(true, Ordering::Release);
-        }
         // Somebody is at it already.
         ready.retain(|(node, _)| node.flushing.try_lock().is_some());
         self.flush_nodes(ready.into_iter())

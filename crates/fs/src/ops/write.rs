@@ -13,7 +13,6 @@ use aegisfs_format::op::Op;
 use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, StoreError};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Execution bit of the group, without which setgid means something else.
@@ -159,8 +158,7 @@ impl Fs {
     pub(crate) fn keep_for_later(&self, node: &Arc<Node>, state: &mut NodeState) {
         state.attributes_dirty = true;
         state.written = self.clock.elapsed();
-        self.nodes.note_dirty(node);
-        if !self.attributes_wait.swap(true, Ordering::AcqRel) {
+        if self.nodes.note_dirty(node) {
             self.wake_flusher();
         }
     }
