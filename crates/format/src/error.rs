@@ -27,6 +27,19 @@ pub enum FormatError {
         /// The newest version this program reads.
         known: u32,
     },
+    /// A version from before the first release, which promised nothing.
+    #[error(
+        "{what}: version {found} is from before the first release and this program reads {known}; \
+         copy the data out with the aegisfs that wrote it"
+    )]
+    Outdated {
+        /// The structure.
+        what: &'static str,
+        /// The version found.
+        found: u32,
+        /// The oldest version this program reads.
+        known: u32,
+    },
     /// Feature bits this program does not know and must not ignore.
     #[error("{what}: needs features {bits:#x} that this program does not have; use a newer aegisfs")]
     Features {
@@ -57,7 +70,9 @@ impl FormatError {
     /// The class of fault.
     pub const fn kind(&self) -> FaultKind {
         match self {
-            Self::Magic { .. } | Self::Version { .. } | Self::Features { .. } => FaultKind::Invalid,
+            Self::Magic { .. } | Self::Version { .. } | Self::Outdated { .. } | Self::Features { .. } => {
+                FaultKind::Invalid
+            }
             Self::Checksum { .. } | Self::Short { .. } | Self::Value { .. } => FaultKind::Corrupt,
         }
     }

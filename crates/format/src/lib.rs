@@ -56,7 +56,6 @@ pub fn described() -> Vec<(&'static str, usize, &'static [Field])> {
         extent::ExtentRefV1::describe(),
         filter::FilterHeadV1::describe(),
         filter::FilterPageV1::describe(),
-        value::InodeV1::describe(),
         value::SegmentV1::describe(),
         value::PlacementV1::describe(),
     ]

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 /// First bytes of every superblock.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"AegisFS\x01";
 /// The version this program writes and the newest it reads.
-pub const SUPERBLOCK_VERSION: u32 = 1;
+pub const SUPERBLOCK_VERSION: u32 = 2;
 /// Incompatible features that this program knows.
 pub const INCOMPAT_KNOWN: u64 = 0;
 /// Features without which a pool may only be read.
@@ -277,6 +277,11 @@ impl Superblock {
         if verify && sum128_of_parts(&[unsummed(&fixed), table]) != fixed.sum {
             return Err(FormatError::Checksum { what: WHAT });
         }
+        // Every version up to this one is from before the first release.
+        if fixed.version.get() < SUPERBLOCK_VERSION {
+            let (found, known) = (fixed.version.get(), SUPERBLOCK_VERSION);
+            return Err(FormatError::Outdated { what: WHAT, found, known });
+        }
         let unknown = fixed.incompat.get() & !INCOMPAT_KNOWN;
         if unknown != 0 {
             return Err(FormatError::Features { what: WHAT, bits: unknown });
@@ -461,14 +466,19 @@ mod tests {
     #[test]
     fn newer_versions_and_unknown_features_say_so() {
         let mut bytes = sample().encode();
-        bytes[8] = 2;
-        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Version { found: 2, known: 1, .. })));
+        bytes[8] = 3;
+        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Version { found: 3, known: 2, .. })));
 
-        let mut fixed = SuperblockV1::read_from_prefix(&sample().encode()).unwrap().0;
-        fixed.incompat = U64::new(1 << 40);
-        let table = sample().encode()[512..1024].to_vec();
-        fixed.sum = sum128_of_parts(&[unsummed(&fixed), &table]);
-        let bytes = [fixed.as_bytes(), &table].concat();
+        let changed = |change: fn(&mut SuperblockV1)| {
+            let mut fixed = SuperblockV1::read_from_prefix(&sample().encode()).unwrap().0;
+            change(&mut fixed);
+            let table = sample().encode()[512..1024].to_vec();
+            fixed.sum = sum128_of_parts(&[unsummed(&fixed), &table]);
+            [fixed.as_bytes(), &table].concat()
+        };
+        let bytes = changed(|fixed| fixed.version = U32::new(1));
+        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Outdated { found: 1, known: 2, .. })));
+        let bytes = changed(|fixed| fixed.incompat = U64::new(1 << 40));
         assert!(
             matches!(Superblock::decode(&bytes), Err(FormatError::Features { bits, .. }) if bits == 1 << 40)
         );

@@ -1,14 +1,16 @@
 //! Values of the metadata tables. Each begins with an envelope byte: 0 is plain, sealed forms come later.
 
 mod history;
+mod inode;
 
 pub use history::{Branch, Pin, Snapshot, Volume, branch_of, first_epoch};
+pub use inode::Inode;
 
 use crate::FormatError;
 use crate::wire::{Append, Reader};
 use aegisfs_base::limits::NAME_BYTES_MAX;
-use aegisfs_base::{DeviceIndex, InodeId, SlotIndex, Timestamp};
-use zerocopy::little_endian::{I64, U16, U32, U64};
+use aegisfs_base::{DeviceIndex, InodeId, SlotIndex};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// The envelope byte of a value that is not sealed.
@@ -48,140 +50,6 @@ pub fn unwrap(value: &[u8]) -> Result<&[u8], FormatError> {
     let (envelope, rest) = value.split_first().ok_or(FormatError::Short { what: "value" })?;
     check_envelope("value", *envelope)?;
     Ok(rest)
-}
-
-on_disk! {
-    /// An inode, behind its envelope byte.
-    pub struct InodeV1 [128] {
-        /// File type and permission bits, as in `st_mode`.
-        mode: U32,
-        /// Owner.
-        uid: U32,
-        /// Group.
-        gid: U32,
-        /// Names that refer to it.
-        nlink: U32,
-        /// Bytes of the content; of a directory, its entries.
-        size: U64,
-        /// Bytes of the content that references cover.
-        allocated: U64,
-        /// Device number of a special file.
-        rdev: U32,
-        /// Inode flags.
-        flags: U32,
-        /// Told apart from other uses of the same number by NFS.
-        generation: U64,
-        /// The directory it is in, of a directory.
-        parent: U64,
-        /// Last access, ns since 1970.
-        atime: I64,
-        /// Last change of content.
-        mtime: I64,
-        /// Last change of the inode.
-        ctime: I64,
-        /// Birth.
-        btime: I64,
-        /// Storage policy.
-        policy: U16,
-        /// Bit 0: content is inline. Bit 1: has extended attributes.
-        hints: U16,
-        /// Reserved, zero.
-        reserved: [u8; 36],
-    }
-}
-
-/// An inode's attributes, decoded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Inode {
-    /// File type and permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Names that refer to it.
-    pub nlink: u32,
-    /// Bytes of the content; of a directory, its entries.
-    pub size: u64,
-    /// Bytes of the content that references cover.
-    pub allocated: u64,
-    /// Device number of a special file.
-    pub rdev: u32,
-    /// Inode flags.
-    pub flags: u32,
-    /// For NFS.
-    pub generation: u64,
-    /// The directory it is in, of a directory.
-    pub parent: InodeId,
-    /// Last access.
-    pub atime: Timestamp,
-    /// Last change of content.
-    pub mtime: Timestamp,
-    /// Last change of the inode.
-    pub ctime: Timestamp,
-    /// Birth.
-    pub btime: Timestamp,
-    /// Storage policy.
-    pub policy: u16,
-    /// Whether the content is inline.
-    pub inline: bool,
-    /// Whether it has extended attributes.
-    pub xattrs: bool,
-}
-
-impl Inode {
-    /// The stored form.
-    pub fn encode(&self) -> Vec<u8> {
-        let raw = InodeV1 {
-            mode: U32::new(self.mode),
-            uid: U32::new(self.uid),
-            gid: U32::new(self.gid),
-            nlink: U32::new(self.nlink),
-            size: U64::new(self.size),
-            allocated: U64::new(self.allocated),
-            rdev: U32::new(self.rdev),
-            flags: U32::new(self.flags),
-            generation: U64::new(self.generation),
-            parent: U64::new(self.parent.0),
-            atime: I64::new(self.atime.0),
-            mtime: I64::new(self.mtime.0),
-            ctime: I64::new(self.ctime.0),
-            btime: I64::new(self.btime.0),
-            policy: U16::new(self.policy),
-            hints: U16::new(u16::from(self.inline) | u16::from(self.xattrs) << 1),
-            reserved: [0; 36],
-        };
-        wrap(raw.as_bytes())
-    }
-
-    /// Reads a stored inode.
-    ///
-    /// # Errors
-    /// When it is cut short or its envelope is unknown.
-    pub fn decode(value: &[u8]) -> Result<Self, FormatError> {
-        let raw =
-            InodeV1::read_from_bytes(unwrap(value)?).map_err(|_| FormatError::Short { what: "inode" })?;
-        let hints = raw.hints.get();
-        Ok(Self {
-            mode: raw.mode.get(),
-            uid: raw.uid.get(),
-            gid: raw.gid.get(),
-            nlink: raw.nlink.get(),
-            size: raw.size.get(),
-            allocated: raw.allocated.get(),
-            rdev: raw.rdev.get(),
-            flags: raw.flags.get(),
-            generation: raw.generation.get(),
-            parent: InodeId(raw.parent.get()),
-            atime: Timestamp(raw.atime.get()),
-            mtime: Timestamp(raw.mtime.get()),
-            ctime: Timestamp(raw.ctime.get()),
-            btime: Timestamp(raw.btime.get()),
-            policy: raw.policy.get(),
-            inline: hints & 1 != 0,
-            xattrs: hints & 2 != 0,
-        })
-    }
 }
 
 /// A name in a directory.
@@ -394,35 +262,6 @@ pub fn decode_pending(value: &[u8]) -> Result<(u64, &[u8]), FormatError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn inodes_round_trip() {
-        let inode = Inode {
-            mode: 0o100_644,
-            uid: 1,
-            gid: 2,
-            nlink: 3,
-            size: 4,
-            allocated: 5,
-            rdev: 6,
-            flags: 7,
-            generation: 8,
-            parent: InodeId(9),
-            atime: Timestamp(-10),
-            mtime: Timestamp(11),
-            ctime: Timestamp(12),
-            btime: Timestamp(13),
-            policy: 14,
-            inline: true,
-            xattrs: false,
-        };
-        let value = inode.encode();
-        assert_eq!(Inode::decode(&value).unwrap(), inode);
-        for length in 0..value.len() {
-            assert!(Inode::decode(&value[..length]).is_err());
-        }
-        assert!(Inode::decode(&TOMBSTONE).is_err());
-    }
 
     #[test]
     fn names_are_bytes() {

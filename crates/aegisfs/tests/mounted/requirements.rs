@@ -216,6 +216,59 @@ fn stress(stage: &Stage, end: Instant) {
     }
 }
 
+/// Modes, owners, times, links: what cp and tar carry over is what arrives, and what stays over a remount.
+#[test]
+fn copies_keep_what_files_had() {
+    if !can_mount("copies_keep_what_files_had") {
+        return;
+    }
+    let stage = Stage::image("256M");
+    stage.mount();
+    let (from, mnt) = (stage.path("from"), stage.mnt());
+    shell(&format!(
+        "mkdir -p {from}/a/b {from}/sticky; cd {from}; umask 0; \
+         for m in 0 1 751 640 444 4755 2751 1666 6777; do echo $m > f$m; chmod $m f$m; done; \
+         chown 12:34 f640 a; chmod 2775 a; chmod 0 a/b; chmod 1777 sticky; ln f444 hard; ln -s nowhere dangling; \
+         mkfifo -m 621 fifo; mknod -m 604 null c 1 3; truncate -s 3M sparse; chmod 517 sparse; \
+         touch -d '1969-03-04 05:06:07.123456789Z' f0; touch -d '2141-03-04 05:06:07.987654321Z' f1; \
+         touch -h -d @86400.5 dangling; touch -d @1000000000 a a/b ."
+    ));
+    let seen = |folder: &str| {
+        shell(&format!(
+            "cd {folder}; find . '(' -type d -printf '%P %m %U %G %T@\\n' -o -printf '%P %y %m %U %G %n %s %T@ %l\\n' ')' \
+             | sort"
+        ))
+    };
+    let expected = seen(&from);
+    assert_eq!(expected.lines().count(), 18, "{expected}");
+    for copy in [
+        "cp -a {from} {mnt}/cp",
+        "mkdir {mnt}/tar; tar -C {from} --format=pax -c . | tar -C {mnt}/tar -xp",
+        "cp -a {mnt}/cp {mnt}/again",
+    ] {
+        shell(&copy.replace("{from}", &from).replace("{mnt}", &mnt));
+    }
+    let compare = || {
+        for copy in ["cp", "tar", "again"] {
+            assert_eq!(seen(&format!("{mnt}/{copy}")), expected, "{copy}");
+        }
+    };
+    compare();
+    stage.umount();
+    stage.check();
+    stage.mount();
+    compare();
+    // What is not evaluated is not taken either.
+    let script = format!(
+        "import os, struct\n\
+         acl = struct.pack('<I', 2) + b''.join(struct.pack('<HHI', tag, 6, 0xffffffff) for tag in (1, 4, 0x20))\n\
+         for act in (lambda *at: os.setxattr(*at, acl), os.getxattr, os.removexattr):\n\
+         \ttry: act('{mnt}/cp/f640', 'system.posix_acl_access'); print('taken')\n\
+         \texcept OSError as error: print(error.strerror)"
+    );
+    assert_eq!(must("python3", &["-c", &script]), "Operation not supported\n".repeat(3));
+}
+
 #[test]
 fn rsync_in_all_its_ways() {
     let name = "rsync_in_all_its_ways";

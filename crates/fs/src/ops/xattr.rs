@@ -10,6 +10,10 @@ use aegisfs_format::value;
 use aegisfs_store::versions;
 use std::ops::ControlFlow;
 
+/// Lists of who may do what. Nothing evaluates them here, and whoever is told so (as by a filesystem without
+/// them) sets the mode instead; taking them would leave a copy with the mode it was made with.
+const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+
 /// Whether an attribute must or must not be there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XattrMode {
@@ -26,7 +30,8 @@ impl Fs {
     /// Sets an attribute.
     ///
     /// # Errors
-    /// `Exists`, `NoAttribute`, `Range` for long names, `TooLarge` for values over 64 KiB, or a fault.
+    /// `Exists`, `NoAttribute`, `Range` for long names, `TooLarge` for values over 64 KiB, `NotSupported` for
+    /// an ACL, or a fault.
     pub fn setxattr(&self, id: InodeId, name: &[u8], content: &[u8], mode: XattrMode) -> Result<(), FsError> {
         check_name(name)?;
         if content.len() > XATTR_BYTES_MAX {
@@ -136,6 +141,9 @@ fn check_name(name: &[u8]) -> Result<(), FsError> {
     }
     if name.is_empty() || name.contains(&0) {
         return Err(FsError::Invalid);
+    }
+    if name.starts_with(ACL_PREFIX) {
+        return Err(FsError::NotSupported);
     }
     Ok(())
 }
