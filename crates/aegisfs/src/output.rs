@@ -20,6 +20,12 @@ pub(crate) fn print(as_json: bool, mut answer: Value, lines: &[String]) {
     }
 }
 
+/// Tells how long work goes on, beside its answer.
+#[expect(clippy::print_stderr, reason = "the answer goes to the other stream")]
+pub(crate) fn tell(line: &str) {
+    eprintln!("{line}");
+}
+
 /// An answer with a list that may be too long for memory: it goes out item by item.
 pub(crate) struct Listing<W: Write = BufWriter<Stdout>> {
     as_json: bool,

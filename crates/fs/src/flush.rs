@@ -114,7 +114,7 @@ impl Fs {
         let (bytes, portion) = match stretch {
             None => (state.overlay.take_first(BATCH_STRETCHES_MAX, LEAVING_BYTES_MAX), Portion::Whole),
             Some((from, to)) => {
-                (state.overlay.take_before(to.min(from + LEAVING_BYTES_MAX / 2)), Portion::Stream)
+                (state.overlay.take_before(to.min(from + LEAVING_BYTES_MAX)), Portion::Stream)
             }
         };
         let bytes = Arc::new(bytes);

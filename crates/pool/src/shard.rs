@@ -3,8 +3,10 @@
 use crate::PoolError;
 use crate::pool::Pool;
 use crate::slots::Placement;
+use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{DeviceIndex, SegmentId};
+use aegisfs_device::AlignedBuffer;
 use aegisfs_format::map::{MapEntry, MapOwner};
 use aegisfs_format::slot::{SlotContent, SlotHeader};
 
@@ -97,20 +99,38 @@ impl Pool {
         self.write_header((entry.device, entry.slot), content, entry.copy)
     }
 
-    fn write_header(
+    fn write_header(&self, place: Placement, content: SlotContent, member: u8) -> Result<(), PoolError> {
+        self.write_slot(place, 0, &self.header(place, content, member).encode())
+    }
+
+    fn header(&self, (device, slot): Placement, content: SlotContent, member: u8) -> SlotHeader {
+        let state = self.state.lock();
+        let incarnation = state.superblock.incarnations.first().copied().unwrap_or_default();
+        let device_uuid = state.superblock.devices[usize::from(device.0)].uuid;
+        SlotHeader { content, member, device, slot, incarnation, pool: state.superblock.pool, device_uuid }
+    }
+
+    /// Reads the header of a segment's slot. Returns what it should be and what is wrong with it, if anything is.
+    ///
+    /// # Errors
+    /// When the device is missing or fails.
+    pub fn wrong_header(
         &self,
-        (device, slot): Placement,
-        content: SlotContent,
+        place: Placement,
+        segment: SegmentId,
+        shards: (u8, u8),
         member: u8,
-    ) -> Result<(), PoolError> {
-        let (incarnation, device_uuid) = {
-            let state = self.state.lock();
-            let incarnation = state.superblock.incarnations.first().copied().unwrap_or_default();
-            (incarnation, state.superblock.devices[usize::from(device.0)].uuid)
+    ) -> Result<Option<(Vec<u8>, String)>, PoolError> {
+        let right = self.header(place, SlotContent::Segment { segment, shards }, member);
+        let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
+        self.read_slot(place, 0, &mut block)?;
+        let problem = match SlotHeader::decode(&block) {
+            // Somebody before may have written it.
+            Ok(found) if (SlotHeader { incarnation: found.incarnation, ..right }) == found => return Ok(None),
+            Ok(_) => "slot header: it names another segment or place".to_owned(),
+            Err(error) => error.to_string(),
         };
-        let header =
-            SlotHeader { content, member, device, slot, incarnation, pool: self.uuid(), device_uuid };
-        self.write_slot((device, slot), 0, &header.encode())
+        Ok(Some((right.encode(), problem)))
     }
 
     /// Notes that a slot is used by a segment, while the metadata is read at opening.

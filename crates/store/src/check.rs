@@ -1,7 +1,11 @@
 //! Checking everything that is stored: what scrub and the offline `check` share with reading.
 //!
-//! References are counted anew and compared with the stored counts; live bytes are added up; every chunk is
-//! read from every copy and compared with its hash.
+//! References are counted anew and compared with the stored counts; live bytes are added up; every slot of
+//! every segment is walked from cell to cell, and each chunk on it compared with its hash. A chunk that such a
+//! walk does not come by, or finds damaged, is read as files read it. Memory: 8 bytes for each chunk.
+
+mod rows;
+mod tally;
 
 use crate::StoreError;
 use crate::store::Store;
@@ -11,8 +15,13 @@ use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::extent::{ExtentRef, decode_window};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::{Segment, SegmentState, is_tombstone};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use rows::Share;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use tally::Tally;
+
+/// Told how many of how many segments have been read.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +44,16 @@ pub enum Problem {
         /// What was wrong.
         reason: String,
     },
+    /// What stands around the chunks of a row is damaged on some copy: they can be read, but not found
+    /// without the metadata.
+    DamagedRow {
+        /// The segment.
+        segment: SegmentId,
+        /// The device of the bad copy.
+        device: u16,
+        /// Where on the slot, and what was wrong.
+        reason: String,
+    },
 }
 
 impl std::fmt::Display for Problem {
@@ -44,6 +63,9 @@ impl std::fmt::Display for Problem {
             Self::DamagedChunk { chunk, segment, device, healable, reason } => {
                 let verdict = if *healable { "another copy is sound" } else { "no copy is sound" };
                 write!(f, "chunk {chunk} in segment {segment} on device {device}: {reason}; {verdict}")
+            }
+            Self::DamagedRow { segment, device, reason } => {
+                write!(f, "segment {segment} on device {device}: {reason}")
             }
         }
     }
@@ -67,22 +89,34 @@ pub struct CheckReport {
 }
 
 impl Store {
-    /// Verifies everything. With `data` off, chunks are not read.
+    /// Verifies everything. With `data` off, segments are not read.
     ///
     /// # Errors
     /// When the metadata itself cannot be read.
     pub fn check(&self, data: bool) -> Result<CheckReport, StoreError> {
+        self.check_and_tell(data, &mut |_, _| {})
+    }
+
+    /// The same, and tells how far it is.
+    ///
+    /// # Errors
+    /// As [`Store::check`].
+    pub fn check_and_tell(&self, data: bool, progress: Progress<'_>) -> Result<CheckReport, StoreError> {
         let mut report = CheckReport::default();
         let counted = self.recount(&mut report)?;
-        let live = self.check_chunks(&counted, data, &mut report)?;
-        self.check_segments(&live, &mut report)?;
+        let shares = self.check_chunks(&counted, &mut report)?;
+        drop(counted);
+        self.check_segments(&shares, &mut report)?;
         self.read_other_tables(&mut report)?;
+        if data {
+            self.check_rows(&shares, progress, &mut report)?;
+        }
         Ok(report)
     }
 
     /// Counts references from scratch: one that stands in several versions of a window counts once.
-    fn recount(&self, report: &mut CheckReport) -> Result<HashMap<ChunkId, u32>, StoreError> {
-        let mut counted: HashMap<ChunkId, u32> = HashMap::new();
+    fn recount(&self, report: &mut CheckReport) -> Result<Tally, StoreError> {
+        let mut counted = Tally::default();
         let mut stem: Vec<u8> = Vec::new();
         let mut seen: BTreeSet<ExtentRef> = BTreeSet::new();
         let mut problems = Vec::new();
@@ -100,7 +134,7 @@ impl Store {
                 Ok(window) => {
                     for reference in window {
                         if seen.insert(reference) {
-                            *counted.entry(reference.chunk).or_default() += 1;
+                            counted.add_one(reference.chunk);
                             report.references += 1;
                         }
                     }
@@ -117,22 +151,21 @@ impl Store {
 
     fn check_chunks(
         &self,
-        counted: &HashMap<ChunkId, u32>,
-        data: bool,
+        counted: &Tally,
         report: &mut CheckReport,
-    ) -> Result<BTreeMap<SegmentId, u64>, StoreError> {
-        let mut live: BTreeMap<SegmentId, u64> = BTreeMap::new();
-        let mut found = 0usize;
-        let mut descriptors = Vec::new();
+    ) -> Result<BTreeMap<SegmentId, Share>, StoreError> {
+        let mut shares: BTreeMap<SegmentId, Share> = BTreeMap::new();
+        let mut found = 0;
         let mut problems = Vec::new();
         self.view().scan(Table::Chunks, &[], None, &mut |key, value| {
             report.entries += 1;
-            let chunk = ChunkId(key.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes)));
+            let chunk = chunk_of(key);
             match Descriptor::decode(value) {
                 Ok(Some(descriptor)) => {
-                    *live.entry(descriptor.frame.segment).or_default() += u64::from(descriptor.charged_bytes);
-                    let expected = counted.get(&chunk).copied().unwrap_or(0);
-                    found += usize::from(expected > 0);
+                    report.chunks += 1;
+                    shares.entry(descriptor.frame.segment).or_default().add(&descriptor);
+                    let expected = counted.get(chunk);
+                    found += u64::from(expected > 0);
                     if expected != descriptor.references {
                         problems.push(Problem::Inconsistent {
                             what: format!(
@@ -141,7 +174,6 @@ impl Store {
                             ),
                         });
                     }
-                    descriptors.push((chunk, descriptor));
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -150,58 +182,19 @@ impl Store {
             }
             ControlFlow::Continue(())
         })?;
-        if found != counted.len() {
-            let missing = counted.len() - found;
+        if found != counted.chunks() {
+            let missing = counted.chunks() - found;
             problems.push(Problem::Inconsistent {
                 what: format!("{missing} chunks are referred to but missing"),
             });
         }
         report.problems.extend(problems);
-        report.chunks = descriptors.len() as u64;
-        if data {
-            descriptors.sort_by_key(|(_, d)| (d.frame.segment, d.frame.slot_offset));
-            for (chunk, descriptor) in &descriptors {
-                self.check_copies(*chunk, descriptor, report)?;
-            }
-        }
-        Ok(live)
-    }
-
-    fn check_copies(
-        &self,
-        chunk: ChunkId,
-        descriptor: &Descriptor,
-        report: &mut CheckReport,
-    ) -> Result<(), StoreError> {
-        let segment = descriptor.frame.segment;
-        let places = match self.placements(segment) {
-            Ok(places) => places,
-            Err(StoreError::Inconsistent { what }) => {
-                report.problems.push(Problem::Inconsistent { what: format!("chunk {chunk}: {what}") });
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        let mut bad = Vec::new();
-        let mut sound = false;
-        for place in places.iter().filter(|place| self.pool.readable(**place)) {
-            match self.load_copy(*place, descriptor) {
-                Ok((_, stored)) => {
-                    sound = true;
-                    report.bytes_verified += stored.bytes().len() as u64;
-                }
-                Err(reason) => bad.push((place.0.0, reason)),
-            }
-        }
-        for (device, reason) in bad {
-            report.problems.push(Problem::DamagedChunk { chunk, segment, device, healable: sound, reason });
-        }
-        Ok(())
+        Ok(shares)
     }
 
     fn check_segments(
         &self,
-        live: &BTreeMap<SegmentId, u64>,
+        shares: &BTreeMap<SegmentId, Share>,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
         let mut problems = Vec::new();
@@ -219,7 +212,7 @@ impl Store {
                         let what = format!("segment {id} is open, but nobody appends to it");
                         problems.push(Problem::Inconsistent { what });
                     }
-                    let expected = live.get(&id).copied().unwrap_or(0);
+                    let expected = shares.get(&id).map_or(0, |share| share.live_bytes);
                     if segment.live_bytes != expected {
                         problems.push(Problem::Inconsistent {
                             what: format!(
@@ -233,7 +226,7 @@ impl Store {
             }
             ControlFlow::Continue(())
         })?;
-        for id in live.keys().filter(|id| !known.contains(id)) {
+        for id in shares.keys().filter(|id| !known.contains(id)) {
             problems
                 .push(Problem::Inconsistent { what: format!("segment {id} holds chunks but is missing") });
         }
@@ -266,4 +259,8 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn chunk_of(key: &[u8]) -> ChunkId {
+    ChunkId(key.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes)))
 }

@@ -8,7 +8,7 @@ mod frames;
 
 use crate::StoreError;
 use crate::dedup::Expected;
-use crate::rows::{RowWriter, WrittenRow};
+use crate::rows::{Frame, RowWriter, WrittenRow};
 use crate::store::{Committed, Counters, Store};
 use crate::tables::Tables;
 use aegisfs_base::{BranchId, ChunkId};
@@ -30,6 +30,8 @@ use std::sync::mpsc::sync_channel;
 const PIPELINE_BYTES_MIN: usize = 3 << 20;
 /// Bytes of such a step.
 const STEP_BYTES: usize = 2 << 20;
+/// Frames, of 1 MiB at most, that wait for the row before them to be written.
+const FRAMES_WAITING_MAX: usize = 16;
 
 thread_local! {
     /// What this thread's cells are put together in.
@@ -160,13 +162,13 @@ impl Store {
             Ok::<(), StoreError>(())
         })?;
         let mut rows = RowWriter::new(self, rows, BUFFER.take());
-        self.compress(&new, &mut rows)?;
+        self.compress(&new, |frame| rows.add(frame))?;
         BUFFER.set(rows.finish()?);
         Ok(())
     }
 
-    /// What was cut is written while the next part is being cut: neither the cores nor the device wait for
-    /// the other.
+    /// One part is written while the next is being compressed and the one after that is being cut: neither
+    /// the cores nor the device wait for the other.
     fn ingest_in_steps<'s>(
         &'s self,
         pieces: &[Piece<'_>],
@@ -176,22 +178,28 @@ impl Store {
     ) -> Result<(), StoreError> {
         let files = ingested.references.len();
         let buffer = BUFFER.take();
-        let (sender, receiver) = sync_channel::<Vec<NewChunk<'_>>>(1);
+        let (cut_sender, to_compress) = sync_channel::<Vec<NewChunk<'_>>>(1);
+        let (frame_sender, to_write) = sync_channel::<Frame<'_>>(FRAMES_WAITING_MAX);
         let (left, written) = std::thread::scope(|scope| {
             let writer = scope.spawn(move || {
                 let mut rows = RowWriter::new(self, rows, buffer);
-                for new in receiver {
-                    self.compress(&new, &mut rows)?;
-                }
+                to_write.into_iter().try_for_each(|frame| rows.add(frame))?;
                 rows.finish()
+            });
+            // Whoever comes later stops listening when it fails, and says why itself.
+            scope.spawn(move || {
+                for new in to_compress {
+                    if self.compress(&new, |frame| frame_sender.send(frame)).is_err() {
+                        break;
+                    }
+                }
             });
             let left = cut(files, pieces, self.ingest.workers.as_ref(), STEP_BYTES, |cuts| {
                 let new = self.identify(cuts, trusting, ingested)?;
-                // The writer stops listening when it fails, and says why itself.
-                let _ = sender.send(new);
+                let _ = cut_sender.send(new);
                 Ok::<(), StoreError>(())
             });
-            drop(sender);
+            drop(cut_sender);
             (left, writer.join())
         });
         let written = written.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -232,13 +240,17 @@ impl Store {
         Ok(new)
     }
 
-    /// Compresses chunks and hands them to rows as they become ready.
-    fn compress<'d>(&self, new: &[NewChunk<'d>], rows: &mut RowWriter<'_, 'd>) -> Result<(), StoreError> {
+    /// Compresses chunks and hands them on as they become ready.
+    fn compress<'d, E: Send>(
+        &self,
+        new: &[NewChunk<'d>],
+        mut take: impl FnMut(Frame<'d>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let (compression, workers) = (self.ingest.compression, self.ingest.workers.as_ref());
         frames::compress(new, compression, workers, |frame| {
             Counters::add(&self.counters.plain_bytes, u64::from(frame.plain_bytes));
             Counters::add(&self.counters.stored_bytes, frame.stored.len() as u64);
-            rows.add(frame)
+            take(frame)
         })
     }
 

@@ -16,6 +16,7 @@ use aegisfs_kv::{Backing, OrderedKv, RedbKv, TableId};
 use aegisfs_pool::Database;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+pub(crate) use walk::Living;
 pub use walk::{CellSeen, ChunkSeen, GapSeen, Seen, ShardSeen};
 
 /// Tables of the dedup database.

@@ -31,7 +31,7 @@ mod tables;
 pub mod versions;
 
 pub use apply::Effects;
-pub use check::{CheckReport, Problem};
+pub use check::{CheckReport, Problem, Progress};
 pub use create::create;
 pub use error::StoreError;
 pub use ingest::{Ingested, Piece};

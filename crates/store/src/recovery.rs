@@ -29,7 +29,7 @@ use aegisfs_format::op::{Op, Transaction};
 use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_kv::{MemoryKv, OrderedKv, RedbKv};
 use aegisfs_pool::{Database, Placement, Pool};
-use replay::{Replay, TornCell};
+use replay::{Replay, Torn};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -158,9 +158,9 @@ fn claim_segments(pool: &Pool, metadata: &Metadata) -> Result<(), StoreError> {
 }
 
 /// Step 4. Everything before this only read.
-fn make_final(store: &Store, torn: &[TornCell], rng: &dyn Rng) -> Result<(), StoreError> {
-    for cell in torn {
-        store.pool.write_slot(cell.place, u64::from(cell.slot_offset), &cell.bytes)?;
+fn make_final(store: &Store, torn: &[Torn], rng: &dyn Rng) -> Result<(), StoreError> {
+    for torn in torn {
+        store.pool.write_slot(torn.place, u64::from(torn.slot_offset), &torn.bytes)?;
     }
     let (mut last, freed) = store.with_sequencer(|last, freed| (last, freed));
     let mut freed: Vec<Placement> = freed;

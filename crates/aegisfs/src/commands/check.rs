@@ -9,6 +9,10 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often a long check says how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Checks a device.
 pub(crate) fn run(device: &Path, as_json: bool) -> Result<ExitCode, Failure> {
@@ -55,7 +59,13 @@ pub(crate) fn verify(device: &Path) -> Result<Value, Failure> {
     let clock = Arc::new(SystemClock::default());
     let (store, recovered) = aegisfs_store::open(pool, &options, clock, &SystemRng::new()?)?;
     let mut problems: Vec<String> = recovered.read_only.into_iter().collect();
-    let report = store.check(true)?;
+    let mut told = Instant::now();
+    let report = store.check_and_tell(true, &mut |done, total| {
+        if told.elapsed() >= TELL_EVERY && done < total {
+            told = Instant::now();
+            output::tell(&format!("{}: read {done} of {total} segments", device.display()));
+        }
+    })?;
     problems.extend(report.problems.iter().map(ToString::to_string));
     let fs = Fs::mount(Arc::new(store), FsOptions { background: false, ..FsOptions::default() })?;
     let tree = fs.check_tree()?;

@@ -13,7 +13,7 @@ use aegisfs_device::AlignedBuffer;
 use aegisfs_format::cell::{self, Cell, CellChunk};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::{self, Table};
-use aegisfs_format::slot::{SLOT_HEADER_BYTES, SlotContent, SlotHeader};
+use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_format::{FormatError, sum128};
 use aegisfs_pool::Placement;
@@ -108,15 +108,22 @@ impl Seen {
     }
 }
 
-/// The chunks of a segment that are referred to: how many begin in which block of its slots.
+/// The chunks of a segment that are referred to.
 #[derive(Default)]
-struct Living {
+pub(crate) struct Living {
+    /// How many begin in which block of its slots, where that is wanted.
     by_block: BTreeMap<u32, u64>,
+    chunks: u64,
     /// Rows up to the last one with such a chunk.
     rows: u32,
 }
 
 impl Living {
+    /// So many, wherever they are.
+    pub(crate) fn counted(chunks: u64, rows: u32) -> Self {
+        Self { by_block: BTreeMap::new(), chunks, rows }
+    }
+
     fn of(store: &Store, segment: SegmentId) -> Result<Self, StoreError> {
         let mut living = Self::default();
         let mut outcome = Ok(());
@@ -124,6 +131,7 @@ impl Living {
             Ok(found) => {
                 if let Some(found) = found.filter(|found| found.frame.segment == segment) {
                     *living.by_block.entry(found.frame.slot_offset / BLOCK_BYTES as u32).or_default() += 1;
+                    living.chunks += 1;
                     living.rows = living.rows.max(found.frame.row.0.saturating_add(1));
                 }
                 ControlFlow::Continue(())
@@ -139,10 +147,6 @@ impl Living {
     fn between(&self, from: u32, to: u32) -> u64 {
         self.by_block.range(from / BLOCK_BYTES as u32..to / BLOCK_BYTES as u32).map(|(_, n)| n).sum()
     }
-
-    fn all(&self) -> u64 {
-        self.by_block.values().sum()
-    }
 }
 
 impl Store {
@@ -156,14 +160,24 @@ impl Store {
         segment: &Segment,
         visit: &mut dyn FnMut(Seen) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let living = Living::of(self, id)?;
+        self.walk_with(id, segment, &Living::of(self, id)?, visit)
+    }
+
+    /// The same for whoever knows the living.
+    pub(crate) fn walk_with(
+        &self,
+        id: SegmentId,
+        segment: &Segment,
+        living: &Living,
+        visit: &mut dyn FnMut(Seen) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
         let rows = living.rows.max(segment.rows);
         for (number, place) in segment.placements.iter().enumerate() {
             let mut walk = Walk {
                 store: self,
                 id,
                 segment,
-                living: &living,
+                living,
                 rows,
                 number: number as u8,
                 place: *place,
@@ -218,25 +232,16 @@ impl Walk<'_> {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        let missing = self.living.all().saturating_sub(self.found);
+        let missing = self.living.chunks.saturating_sub(self.found);
         Ok(if missing > 0 { visit(Seen::Missing { chunks: missing }) } else { ControlFlow::Continue(()) })
     }
 
     fn header_problem(&self) -> Option<String> {
-        let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
-        if let Err(error) = self.store.pool.read_slot(self.place, 0, &mut block) {
-            return Some(error.to_string());
+        let pool = &self.store.pool;
+        match pool.wrong_header(self.place, self.id, self.segment.shards, self.number) {
+            Ok(wrong) => wrong.map(|(_, problem)| problem),
+            Err(error) => Some(error.to_string()),
         }
-        let header = match SlotHeader::decode(&block) {
-            Ok(header) => header,
-            Err(error) => return Some(error.to_string()),
-        };
-        let content = SlotContent::Segment { segment: self.id, shards: self.segment.shards };
-        let right = header.content == content
-            && header.member == self.number
-            && (header.device, header.slot) == self.place
-            && header.pool == self.store.pool.uuid();
-        (!right).then(|| "slot header: it names another segment or place".into())
     }
 
     /// The cell at an offset, or the gap there; nothing behind the last row.
@@ -339,8 +344,11 @@ impl Walk<'_> {
         let found = stored.map(|stored| Descriptor::decode(&stored)).transpose()?.flatten();
         let slot_offset = cell.place.slot_offset + cell.payload_start + entry.frame_offset;
         let here = found.filter(|found| {
-            (found.frame.segment, found.frame.slot_offset) == (self.id, slot_offset)
-                && found.offset_in_frame == entry.offset_in_frame
+            let frame = &found.frame;
+            (frame.segment, frame.slot_offset) == (self.id, slot_offset)
+                && (frame.stored_bytes, frame.plain_bytes, frame.codec)
+                    == (entry.frame_stored, entry.frame_plain, entry.codec)
+                && (found.offset_in_frame, found.plain_bytes) == (entry.offset_in_frame, entry.plain_bytes)
                 && found.hash == entry.hash
         });
         Ok(here.map_or(0, |found| found.references))

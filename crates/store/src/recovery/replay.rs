@@ -13,7 +13,7 @@ use crate::log::LogMark;
 use crate::memtable::Scratch;
 use crate::metadata::Metadata;
 use crate::tables::Tables;
-use aegisfs_base::Sequence;
+use aegisfs_base::{SegmentId, Sequence};
 use aegisfs_base::limits::{BLOCK_BYTES, LOG_RECORD_BYTES_MAX};
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_device::AlignedBuffer;
@@ -23,7 +23,7 @@ use aegisfs_format::log::{self, LogRecord, LogRecordHead, RowDependency};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::Segment;
 use aegisfs_pool::{LogRing, Placement, Pool, PoolError};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Bytes read at a time while records are looked for.
@@ -46,12 +46,14 @@ pub(super) struct Replay<'a> {
     flushed: Sequence,
     /// Whether something behind the end has been cut.
     cut: bool,
-    /// Cells of the tail that did not arrive on one member but did on another.
-    pub(super) torn: Vec<TornCell>,
+    /// What of the tail did not arrive: cells on one member that did on another, and slots' headers.
+    pub(super) torn: Vec<Torn>,
+    /// Segments of the tail whose slots' headers were looked at.
+    headed: HashSet<SegmentId>,
 }
 
-/// A cell to be written anew, with the bytes of a sound one of its row.
-pub(super) struct TornCell {
+/// Something to be written anew: a cell, with the bytes of a sound one of its row, or a slot's header.
+pub(super) struct Torn {
     pub(super) place: Placement,
     pub(super) slot_offset: u32,
     pub(super) bytes: Vec<u8>,
@@ -107,6 +109,7 @@ impl<'a> Replay<'a> {
             flushed: mark.applied,
             cut: false,
             torn: Vec::new(),
+            headed: HashSet::new(),
         }
     }
 
@@ -264,6 +267,9 @@ impl<'a> Replay<'a> {
         }
         for row in &record.dependencies {
             let Some(segment) = self.segment(row, record)? else { return Ok(false) };
+            if self.headed.insert(row.segment) {
+                self.mend_headers(row.segment, &segment);
+            }
             let mut sound = None;
             let mut bad = Vec::new();
             let mut answers = Answers::default();
@@ -282,10 +288,20 @@ impl<'a> Replay<'a> {
             };
             for (number, place) in bad {
                 let bytes = cell.copy_for(number, &bytes);
-                self.torn.push(TornCell { place, slot_offset: row.slot_offset, bytes });
+                self.torn.push(Torn { place, slot_offset: row.slot_offset, bytes });
             }
         }
         Ok(true)
+    }
+
+    /// A slot's header is written before its first row and is as late on the device.
+    fn mend_headers(&mut self, id: SegmentId, segment: &Segment) {
+        for (number, place) in (0..).zip(&segment.placements) {
+            // Where it cannot be read it is not needed either: rows are found by the metadata.
+            if let Ok(Some((bytes, _))) = self.pool.wrong_header(*place, id, segment.shards, number) {
+                self.torn.push(Torn { place: *place, slot_offset: 0, bytes });
+            }
+        }
     }
 
     /// The segment of a row, which the very record that mentions the row may have opened.

@@ -1,0 +1,184 @@
+//! The part of a check that reads segments.
+
+use super::tally::Tally;
+use super::{CheckReport, Problem, Progress, chunk_of};
+use crate::StoreError;
+use crate::inspect::{CellSeen, Living, Seen};
+use crate::store::Store;
+use crate::tables::Tables;
+use aegisfs_base::{ChunkId, SegmentId};
+use aegisfs_format::descriptor::Descriptor;
+use aegisfs_format::key::Table;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+/// Chunks that are looked at again at a time.
+const AGAIN_MAX: usize = 4096;
+
+/// What the chunks' descriptors say of a segment.
+#[derive(Default)]
+pub(super) struct Share {
+    pub(super) live_bytes: u64,
+    chunks: u64,
+    /// Rows up to the last one with such a chunk.
+    rows: u32,
+}
+
+impl Share {
+    pub(super) fn add(&mut self, descriptor: &Descriptor) {
+        self.live_bytes += u64::from(descriptor.charged_bytes);
+        self.chunks += 1;
+        self.rows = self.rows.max(descriptor.frame.row.0.saturating_add(1));
+    }
+}
+
+impl Store {
+    pub(super) fn check_rows(
+        &self,
+        shares: &BTreeMap<SegmentId, Share>,
+        progress: Progress<'_>,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        // Sound copies by chunk.
+        let mut sound = Tally::default();
+        let mut segments = Vec::new();
+        self.each_segment(&mut |id, segment| {
+            segments.push((id, segment));
+            ControlFlow::Continue(())
+        })?;
+        let total = segments.len() as u64;
+        let mut copies = BTreeMap::new();
+        for (done, (id, segment)) in (0..).zip(&segments) {
+            progress(done, total);
+            let Some(share) = shares.get(id) else { continue };
+            let readable = segment.placements.iter().filter(|place| self.pool.readable(**place)).count();
+            copies.insert(*id, readable as u32);
+            let mut slot = Slot::default();
+            let living = Living::counted(share.chunks, share.rows);
+            self.walk_with(*id, segment, &living, &mut |seen| {
+                match seen {
+                    Seen::Shard(shard) => {
+                        report.problems.extend(slot.problems(*id));
+                        slot = Slot { device: shard.place.0.0, ..Slot::default() };
+                        if readable > 0 && self.pool.readable(shard.place) {
+                            slot.found.extend(shard.problem);
+                        }
+                    }
+                    Seen::Cell(cell) => {
+                        report.bytes_verified += slot.note(&cell, &mut sound);
+                    }
+                    Seen::Gap(gap) => slot.gaps.push(format!("at {}: {}", gap.slot_offset, gap.reason)),
+                    Seen::Missing { .. } => slot.is_missing = true,
+                }
+                ControlFlow::Continue(())
+            })?;
+            report.problems.extend(slot.problems(*id));
+        }
+        progress(total, total);
+        self.check_again(&sound, &copies, report)
+    }
+
+    /// Reads those chunks as files do that were not sound wherever they should be.
+    fn check_again(
+        &self,
+        sound: &Tally,
+        copies: &BTreeMap<SegmentId, u32>,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let mut from = Vec::new();
+        loop {
+            let mut again: Vec<(ChunkId, Descriptor)> = Vec::new();
+            let mut last = None;
+            self.view().scan(Table::Chunks, &from, None, &mut |key, value| {
+                let chunk = chunk_of(key);
+                // What cannot be read here was named before.
+                if let Ok(Some(descriptor)) = Descriptor::decode(value)
+                    && copies.get(&descriptor.frame.segment) != Some(&sound.get(chunk))
+                {
+                    again.push((chunk, descriptor));
+                }
+                last = Some(key.to_vec());
+                if again.len() == AGAIN_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            again.sort_by_key(|(_, d)| (d.frame.segment, d.frame.slot_offset));
+            for (chunk, descriptor) in &again {
+                self.check_copies(*chunk, descriptor, report)?;
+            }
+            match last {
+                Some(key) if again.len() == AGAIN_MAX => from = [&key[..], &[0]].concat(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn check_copies(
+        &self,
+        chunk: ChunkId,
+        descriptor: &Descriptor,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let segment = descriptor.frame.segment;
+        let places = match self.placements(segment) {
+            Ok(places) => places,
+            Err(StoreError::Inconsistent { what }) => {
+                report.problems.push(Problem::Inconsistent { what: format!("chunk {chunk}: {what}") });
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut bad = Vec::new();
+        let mut healable = false;
+        for place in places.iter().filter(|place| self.pool.readable(**place)) {
+            match self.load_copy(*place, descriptor) {
+                Ok((_, stored)) => {
+                    healable = true;
+                    report.bytes_verified += stored.bytes().len() as u64;
+                }
+                Err(reason) => bad.push((place.0.0, reason)),
+            }
+        }
+        for (device, reason) in bad {
+            report.problems.push(Problem::DamagedChunk { chunk, segment, device, healable, reason });
+        }
+        Ok(())
+    }
+}
+
+/// What was found on one slot of a segment.
+#[derive(Default)]
+struct Slot {
+    device: u16,
+    /// Problems around chunks that files refer to.
+    found: Vec<String>,
+    /// Where no cell begins: a row that was cut off, unless chunks are missing.
+    gaps: Vec<String>,
+    is_missing: bool,
+}
+
+impl Slot {
+    /// Notes the chunks of a cell that are sound; returns the bytes read of it.
+    fn note(&mut self, cell: &CellSeen, sound: &mut Tally) -> u64 {
+        let used = cell.chunks.iter().filter(|chunk| chunk.references > 0);
+        let mut matters = used.clone().next().is_some();
+        for chunk in used {
+            match &chunk.problem {
+                None => sound.add_one(chunk.entry.chunk),
+                // It is named by itself.
+                Some(_) => matters = false,
+            }
+        }
+        if let Some(problem) = cell.problem.as_ref().filter(|_| matters) {
+            self.found.push(format!("row {} at {}: {problem}", cell.row, cell.slot_offset));
+        }
+        u64::from(cell.payload_bytes)
+    }
+
+    fn problems(&mut self, segment: SegmentId) -> Vec<Problem> {
+        let mut found = std::mem::take(&mut self.found);
+        if self.is_missing {
+            found.append(&mut self.gaps);
+        }
+        let device = self.device;
+        found.into_iter().map(|reason| Problem::DamagedRow { segment, device, reason }).collect()
+    }
+}
