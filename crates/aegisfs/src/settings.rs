@@ -33,7 +33,7 @@ struct Key {
 }
 
 /// Every setting, in the order of the manual.
-const KEYS: [Key; 9] = [
+const KEYS: [Key; 10] = [
     Key { section: "mount", name: "writeback", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key {
         section: "mount",
@@ -44,6 +44,7 @@ const KEYS: [Key; 9] = [
         max: 2,
     },
     Key { section: "flush", name: "settle_ms", kind: Kind::Number, built_in: 500, min: 10, max: 60_000 },
+    Key { section: "flush", name: "age_max_ms", kind: Kind::Number, built_in: 5000, min: 100, max: 600_000 },
     Key {
         section: "flush",
         name: "dirty_bytes_max",
@@ -237,6 +238,7 @@ impl Settings {
         aegisfs_fs::FsOptions {
             dirty_bytes_max: self.number("flush.dirty_bytes_max"),
             settle: Duration::from_millis(self.number("flush.settle_ms")),
+            age_max: Duration::from_millis(self.number("flush.age_max_ms")),
             ..aegisfs_fs::FsOptions::default()
         }
     }

@@ -29,6 +29,8 @@ pub struct FsOptions {
     pub dirty_bytes_max: u64,
     /// A file's bytes are written out when it has not grown for so long.
     pub settle: Duration,
+    /// Or when it has waited for so long, growing or not.
+    pub age_max: Duration,
     /// A contiguous stretch of this size leaves without waiting for more. More than one chunk at least.
     pub stream_bytes: u64,
     /// Whether threads of its own write files out; without them, writers do.
@@ -43,6 +45,7 @@ impl Default for FsOptions {
         Self {
             dirty_bytes_max: 64 << 20,
             settle: Duration::from_millis(500),
+            age_max: Duration::from_secs(5),
             stream_bytes: 4 << 20,
             background: true,
             soft_reserve_bytes: 0,

@@ -126,7 +126,9 @@ impl Pool {
         self.read_slot(place, 0, &mut block)?;
         let problem = match SlotHeader::decode(&block) {
             // Somebody before may have written it.
-            Ok(found) if (SlotHeader { incarnation: found.incarnation, ..right }) == found => return Ok(None),
+            Ok(found) if (SlotHeader { incarnation: found.incarnation, ..right }) == found => {
+                return Ok(None);
+            }
             Ok(_) => "slot header: it names another segment or place".to_owned(),
             Err(error) => error.to_string(),
         };

@@ -4,7 +4,7 @@ use crate::requirements::{figure, noise, soak_minutes};
 use crate::stage::{AEGISFS, Stage, can_mount, must, run};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -163,6 +163,79 @@ fn writers_of_different_files_do_not_disturb_each_other() {
     stage.check();
     stage.mount();
     check();
+}
+
+/// What 99 of 100 reads must not take longer than while another file streams in and is synced.
+const READ_BOUND: Duration = Duration::from_millis(100);
+
+/// Reads 4 KiB blocks at random, past the kernel's cache, and says how long each took.
+fn read_for(file: &File, blocks: u64, mut go_on: impl FnMut(usize) -> bool) -> Vec<Duration> {
+    // O_DIRECT wants memory that begins with a block.
+    let mut memory = vec![0; 8192];
+    let skip = memory.as_ptr().align_offset(4096);
+    let block = &mut memory[skip..skip + 4096];
+    let mut times = Vec::new();
+    while go_on(times.len()) {
+        let number = (times.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) % blocks;
+        let start = Instant::now();
+        file.read_exact_at(block, number * 4096).unwrap();
+        times.push(start.elapsed());
+        assert!(block == noise(number, 4096), "block {number}");
+    }
+    times.sort();
+    times
+}
+
+#[test]
+fn reads_go_on_while_others_are_written_out() {
+    if !can_mount("reads_go_on_while_others_are_written_out") {
+        return;
+    }
+    // More than the daemon's cache holds.
+    const BLOCKS: u64 = 40_000;
+    let stage = Stage::image("2G");
+    stage.mount();
+    let mut file = File::create(stage.at("read")).unwrap();
+    for first in (0..BLOCKS).step_by(200) {
+        file.write_all(&(first..first + 200).flat_map(|n| noise(n, 4096)).collect::<Vec<_>>()).unwrap();
+    }
+    drop(file);
+    stage.umount();
+    stage.mount();
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    let file = File::options().read(true).custom_flags(direct).open(stage.at("read")).unwrap();
+    let p99 = |times: &[Duration]| times[times.len() * 99 / 100];
+    let idle = read_for(&file, BLOCKS, |count| count < 2000);
+    let done = AtomicBool::new(false);
+    let (busy, flush) = thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let _end = OnDrop(&done);
+            let mut longest = Duration::ZERO;
+            for n in 0..8 {
+                let mut stream = File::create(stage.at(&format!("stream {n}"))).unwrap();
+                for call in 0..64 {
+                    stream.write_all(&noise(1 << 40 | n << 8 | call, 1 << 20)).unwrap();
+                }
+                let start = Instant::now();
+                stream.sync_all().unwrap();
+                longest = longest.max(start.elapsed());
+            }
+            longest
+        });
+        (read_for(&file, BLOCKS, |_| !done.load(Ordering::Acquire)), writer.join().unwrap())
+    });
+    println!(
+        "p99 of {} reads {:?} while idle, of {} reads {:?} beside a stream; longest {:?}, longest sync {flush:?}",
+        idle.len(),
+        p99(&idle),
+        busy.len(),
+        p99(&busy),
+        busy[busy.len() - 1]
+    );
+    assert!(busy.len() > 200 && p99(&busy) < READ_BOUND);
+    drop(file);
+    stage.umount();
+    stage.check();
 }
 
 /// Blocks of a file that is rewritten in place, each with its version all over.

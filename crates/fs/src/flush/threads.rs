@@ -70,9 +70,6 @@ fn run(fs: &Fs, stop: &AtomicBool) {
     }
 }
 
-/// Bytes leave memory after so long even if their file never settles.
-const AGE_MAX: Duration = Duration::from_secs(5);
-
 impl Fs {
     /// Tells the flushing threads that there may be work.
     pub(crate) fn wake_flusher(&self) {
@@ -91,7 +88,7 @@ impl Fs {
         let portion = |node: &Node| {
             let state = node.state.read();
             let settled = now.saturating_sub(state.written) >= self.options.settle
-                || now.saturating_sub(state.dirty_since) >= AGE_MAX;
+                || now.saturating_sub(state.dirty_since) >= self.options.age_max;
             if settled {
                 return Some(Portion::Whole);
             }
