@@ -71,7 +71,7 @@ impl Service for Daemon {
             list.into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect::<serde_json::Map<_, _>>()
         };
         let opcodes = self.session.counts().into_iter().map(|c| (c.name, c.count)).collect();
-        let (flushes, flushed, log_bytes) = self.store.log_counts();
+        let log = self.store.log_counts();
         let (hits, misses) = self.store.cache_counts();
         let (handles, nodes) = self.fs.open_counts();
         let mut answer = json!({
@@ -83,9 +83,10 @@ impl Service for Daemon {
             "inodes_in_memory": nodes,
             "opcodes": Value::Object(count(opcodes)),
             "store": Value::Object(count(self.store.counters().all())),
-            "log_flushes": flushes,
-            "log_transactions_flushed": flushed,
-            "log_bytes_written": log_bytes,
+            "log_flushes": log.flushes,
+            "log_transactions_flushed": log.transactions,
+            "log_bytes_written": log.written_bytes,
+            "log_bytes_content": log.content_bytes,
             "chunk_cache": { "hits": hits, "misses": misses },
             "metadata_pages_healed": self.store.pages_healed(),
         });

@@ -140,9 +140,14 @@ pub struct LogRecordPlace {
     pub previous: Sum128,
 }
 
-/// Bytes of a record with so many dependencies and so long a body.
+/// Bytes that a record with so many dependencies and so long a body has to say.
+pub const fn content_bytes(dependencies: usize, body_bytes: usize) -> usize {
+    HEADER_BYTES + dependencies * DEPENDENCY_BYTES + body_bytes
+}
+
+/// The same in whole blocks, as it is written.
 pub const fn record_bytes(dependencies: usize, body_bytes: usize) -> usize {
-    (HEADER_BYTES + dependencies * DEPENDENCY_BYTES + body_bytes).next_multiple_of(BLOCK_BYTES)
+    content_bytes(dependencies, body_bytes).next_multiple_of(BLOCK_BYTES)
 }
 
 /// Puts a record together from encoded transactions; returns its bytes and its checksum.

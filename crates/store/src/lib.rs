@@ -36,6 +36,7 @@ pub use create::create;
 pub use error::StoreError;
 pub use ingest::{Ingested, Piece};
 pub use inspect::{CellSeen, ChunkSeen, GapSeen, KeySpace, Seen, ShardSeen};
+pub use log::LogCounts;
 pub use memtable::MapTables;
 pub use metadata::MetaView;
 pub use recovery::{Recovered, open};

@@ -83,10 +83,23 @@ pub(crate) struct Log {
     /// Held by the leader while it writes and flushes.
     leader: Mutex<()>,
     durable: AtomicU64,
-    /// Flushes, and transactions that they made durable.
-    pub(crate) flushes: AtomicU64,
-    pub(crate) flushed_transactions: AtomicU64,
-    pub(crate) written_bytes: AtomicU64,
+    flushes: AtomicU64,
+    flushed_transactions: AtomicU64,
+    written_bytes: AtomicU64,
+    content_bytes: AtomicU64,
+}
+
+/// What the log has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogCounts {
+    /// Flushes.
+    pub flushes: u64,
+    /// Transactions that they made durable.
+    pub transactions: u64,
+    /// Bytes written, in whole blocks.
+    pub written_bytes: u64,
+    /// The same without what fills the last block of each record.
+    pub content_bytes: u64,
 }
 
 impl Log {
@@ -108,6 +121,7 @@ impl Log {
             flushes: AtomicU64::new(0),
             flushed_transactions: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
+            content_bytes: AtomicU64::new(0),
         }
     }
 
@@ -127,6 +141,16 @@ impl Log {
         state.queued_bytes += body.len() as u64;
         state.queue.push_back(Queued { sequence, body, rows });
         state.queue.len()
+    }
+
+    pub(crate) fn counts(&self) -> LogCounts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LogCounts {
+            flushes: load(&self.flushes),
+            transactions: load(&self.flushed_transactions),
+            written_bytes: load(&self.written_bytes),
+            content_bytes: load(&self.content_bytes),
+        }
     }
 
     /// The highest sequence known to be on stable storage.
@@ -230,6 +254,8 @@ impl Log {
             previous: state.next.previous,
         };
         let (bytes, sum) = log::encode(&place, &rows, &body);
+        let content = log::content_bytes(rows.len(), body.len()) as u64;
+        self.content_bytes.fetch_add(content, Ordering::Relaxed);
         state.next.position += bytes.len() as u64;
         state.next.previous = sum;
         state.next.applied = sequences.1;

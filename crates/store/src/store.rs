@@ -5,7 +5,7 @@ mod ids;
 
 use crate::apply::{Effects, apply};
 use crate::dedup::Dedup;
-use crate::log::Log;
+use crate::log::{Log, LogCounts};
 use crate::memtable::Scratch;
 use crate::metadata::{MetaView, Metadata};
 use crate::read::FrameCache;
@@ -188,10 +188,9 @@ impl Store {
         self.cache.counts()
     }
 
-    /// Flushes of the intent log, the transactions they made durable, and the bytes written to it.
-    pub fn log_counts(&self) -> (u64, u64, u64) {
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        (load(&self.log.flushes), load(&self.log.flushed_transactions), load(&self.log.written_bytes))
+    /// What the intent log has done.
+    pub fn log_counts(&self) -> LogCounts {
+        self.log.counts()
     }
 
     /// Why nothing can be written, if so.
