@@ -70,12 +70,16 @@ fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
     let mut reaped = false;
     while !stop.load(Ordering::Acquire) {
         // With nothing queued only the checkpoint is still to come, then nothing at all; the first change
-        // ends the wait. What is queued then waits for company, but not for long.
+        // ends the wait. What is queued then waits for company, but not for long. Whoever syncs by themselves
+        // meanwhile wakes nobody.
         load_dedup(store, stop, intervals.log);
-        let loading = || store.dedup.is_loading();
-        pause(store, intervals.checkpoint, || store.log.queued_transactions() == 0 && !loading());
-        let few = || (1..intervals.log_transactions).contains(&store.log.queued_transactions());
-        pause(store, intervals.log, || few() && !loading() && !stop.load(Ordering::Acquire));
+        let idle = || !store.dedup.is_loading() && !stop.load(Ordering::Acquire);
+        store.dozing.store(true, Ordering::Release);
+        pause(store, intervals.checkpoint, || store.log.queued_transactions() == 0 && idle());
+        store.dozing.store(false, Ordering::Release);
+        pause(store, intervals.log, || {
+            store.log.queued_transactions() < intervals.log_transactions && idle()
+        });
         if stop.load(Ordering::Acquire) || store.check_writable().is_err() {
             return;
         }

@@ -106,6 +106,8 @@ pub struct Store {
     read_only: AtomicBool,
     /// Whether a thread of its own makes checkpoints; without one, writers make them.
     pub(crate) served: AtomicBool,
+    /// Whether that thread waits for the first change.
+    pub(crate) dozing: AtomicBool,
     /// Queued changes at which that thread is woken.
     pub(crate) log_transactions: AtomicUsize,
     pub(crate) wakeup: (Mutex<u64>, Condvar),
@@ -158,6 +160,7 @@ impl Store {
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
             pool: parts.pool,
             served: AtomicBool::new(false),
+            dozing: AtomicBool::new(false),
             log_transactions: AtomicUsize::new(LOG_TRANSACTIONS),
             wakeup: (Mutex::new(0), Condvar::new()),
         }
@@ -262,7 +265,7 @@ impl Store {
         let queued = self.log.append(sequence, body, rows);
         self.note_effects(&effects, &mut sequencer.freed);
         drop(sequencer);
-        if queued == 1 || queued == self.log_transactions.load(Ordering::Relaxed) {
+        if self.dozing.load(Ordering::Acquire) || queued == self.log_transactions.load(Ordering::Relaxed) {
             self.wake_service();
         }
         self.counters.committed();
