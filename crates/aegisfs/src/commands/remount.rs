@@ -18,10 +18,14 @@ pub(super) fn run(mount: &Path, lists: &[String]) -> Result<PathBuf, Failure> {
     let daemon = living(mount)?;
     let options = Options::parse_over(&entry, lists)?;
     let writeback = daemon.status["settings"]["mount"]["writeback"]["value"].as_bool();
-    if options.writeback.is_some() && options.writeback != writeback {
-        return Err(
-            Failure::usage("writeback cannot be changed while it is mounted").hint("unmount it first")
-        );
+    let verify = &daemon.status["settings"]["mount"]["verify"]["value"];
+    let fixed = [
+        ("writeback", options.writeback.is_some() && options.writeback != writeback),
+        ("verify", options.verify.as_ref().is_some_and(|asked| *verify != **asked)),
+    ];
+    if let Some((name, _)) = fixed.iter().find(|(_, changes)| *changes) {
+        let message = format!("{name} cannot be changed while it is mounted");
+        return Err(Failure::usage(message).hint("unmount it first"));
     }
     if !options.kernel.read_only {
         refuse_writing(mount, &daemon.status)?;

@@ -139,6 +139,10 @@ fn a_mount_changes_to_reading_only_and_back() {
     // The program does the same without mount(8), and refuses what cannot be changed.
     must(AEGISFS, &["mount", "-o", "remount,ro", &stage.mnt()]);
     must(AEGISFS, &["mount", "-o", "remount,rw", &stage.mnt()]);
+    for fixed in ["verify=full", "writeback=off"] {
+        let (code, text) = aegisfs(&["mount", "-o", &format!("remount,{fixed}"), &stage.mnt()]);
+        assert!(code == 2 && text.contains("cannot be changed while it is mounted"), "{code}: {text}");
+    }
     let (code, text) = aegisfs(&["mount", "-o", "remount,writeback=off", &stage.mnt()]);
     assert!(code == 2 && text.contains("writeback"), "{text}");
     stage.umount();
