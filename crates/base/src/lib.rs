@@ -11,6 +11,7 @@ mod id;
 pub mod limits;
 mod rng;
 pub mod sabotage;
+mod tally;
 pub mod units;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
@@ -20,3 +21,4 @@ pub use id::{
     SlotIndex, Uuid,
 };
 pub use rng::{Rng, SeededRng, SystemRng};
+pub use tally::Tally;

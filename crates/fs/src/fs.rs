@@ -327,7 +327,7 @@ pub(crate) fn inconsistent(what: String) -> FsError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{MakeOptions, RenameFlags};
     use aegisfs_base::{ManualClock, SeededRng};
@@ -335,7 +335,7 @@ mod tests {
     use aegisfs_pool::{CreateOptions, OpenOptions};
     use aegisfs_store::StoreOptions;
 
-    fn mounted() -> Fs {
+    pub(crate) fn mounted() -> Fs {
         let rng = SeededRng::new(1);
         let devices: Vec<Arc<dyn Device>> = vec![Arc::new(MemoryDevice::new("disk", 256 << 20))];
         let clock = Arc::new(ManualClock::default());

@@ -5,12 +5,11 @@
 //! walk does not come by, or finds damaged, is read as files read it. Memory: 8 bytes for each chunk.
 
 mod rows;
-mod tally;
 
 use crate::StoreError;
 use crate::store::Store;
 use crate::tables::Tables;
-use aegisfs_base::{ChunkId, SegmentId};
+use aegisfs_base::{ChunkId, SegmentId, Tally};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::extent::{ExtentRef, decode_window};
 use aegisfs_format::key::{self, Table};
@@ -18,7 +17,6 @@ use aegisfs_format::value::{Segment, SegmentState, is_tombstone};
 use rows::Share;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use tally::Tally;
 
 /// Told how many of how many segments have been read.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -134,7 +132,7 @@ impl Store {
                 Ok(window) => {
                     for reference in window {
                         if seen.insert(reference) {
-                            counted.add_one(reference.chunk);
+                            counted.add_one(reference.chunk.0);
                             report.references += 1;
                         }
                     }
@@ -164,7 +162,7 @@ impl Store {
                 Ok(Some(descriptor)) => {
                     report.chunks += 1;
                     shares.entry(descriptor.frame.segment).or_default().add(&descriptor);
-                    let expected = counted.get(chunk);
+                    let expected = counted.get(chunk.0);
                     found += u64::from(expected > 0);
                     if expected != descriptor.references {
                         problems.push(Problem::Inconsistent {
@@ -182,8 +180,8 @@ impl Store {
             }
             ControlFlow::Continue(())
         })?;
-        if found != counted.chunks() {
-            let missing = counted.chunks() - found;
+        if found != counted.noted() {
+            let missing = counted.noted() - found;
             problems.push(Problem::Inconsistent {
                 what: format!("{missing} chunks are referred to but missing"),
             });

@@ -1,12 +1,11 @@
 //! The part of a check that reads segments.
 
-use super::tally::Tally;
 use super::{CheckReport, Problem, Progress, chunk_of};
 use crate::StoreError;
 use crate::inspect::{CellSeen, Living, Seen};
 use crate::store::Store;
 use crate::tables::Tables;
-use aegisfs_base::{ChunkId, SegmentId};
+use aegisfs_base::{ChunkId, SegmentId, Tally};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
 use std::collections::BTreeMap;
@@ -93,7 +92,7 @@ impl Store {
                 let chunk = chunk_of(key);
                 // What cannot be read here was named before.
                 if let Ok(Some(descriptor)) = Descriptor::decode(value)
-                    && copies.get(&descriptor.frame.segment) != Some(&sound.get(chunk))
+                    && copies.get(&descriptor.frame.segment) != Some(&sound.get(chunk.0))
                 {
                     again.push((chunk, descriptor));
                 }
@@ -162,7 +161,7 @@ impl Slot {
         let mut matters = used.clone().next().is_some();
         for chunk in used {
             match &chunk.problem {
-                None => sound.add_one(chunk.entry.chunk),
+                None => sound.add_one(chunk.entry.chunk.0),
                 // It is named by itself.
                 Some(_) => matters = false,
             }
