@@ -105,11 +105,13 @@ pub(crate) mod init {
     pub(crate) const ASYNC_READ: u64 = 1;
     pub(crate) const EXPORT_SUPPORT: u64 = 1 << 4;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
+    pub(crate) const DONT_MASK: u64 = 1 << 6;
     pub(crate) const DO_READDIRPLUS: u64 = 1 << 13;
     pub(crate) const READDIRPLUS_AUTO: u64 = 1 << 14;
     pub(crate) const ASYNC_DIO: u64 = 1 << 15;
     pub(crate) const WRITEBACK_CACHE: u64 = 1 << 16;
     pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub(crate) const POSIX_ACL: u64 = 1 << 20;
     pub(crate) const MAX_PAGES: u64 = 1 << 22;
     pub(crate) const CACHE_SYMLINKS: u64 = 1 << 23;
     pub(crate) const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
@@ -138,6 +140,8 @@ pub(crate) mod fattr {
 pub(crate) const WRITE_CACHE: u32 = 1;
 /// Bit of `WriteIn::write_flags`: the writer may not keep setuid and setgid bits.
 pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// Bit of `SetxattrIn::setxattr_flags`: whoever sets an ACL may not keep the setgid bit.
+pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// Open flag of a reply: the kernel caches nothing of what is written through this handle.
 pub(crate) const FOPEN_DIRECT_IO: u32 = 1;
 /// Open flag of a reply: what the kernel has cached of the file is still right.

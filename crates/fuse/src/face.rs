@@ -83,17 +83,18 @@ impl FsFace {
             O::Setattr(input) => reply.attributes(&fs.setattr(node, &changes(&input))?),
             O::Readlink => reply.push_bytes(&fs.readlink(node)?),
             O::Symlink { name, target } => {
-                reply.entry(&fs.make(node, name, Kind::Symlink(target), &options(request, 0o777))?);
+                reply.entry(&fs.make(node, name, Kind::Symlink(target), &options(request, (0o777, 0)))?);
             }
             O::Mknod { input, name } => {
                 let kind = match input.mode & S_IFMT {
                     0 | S_IFREG => Kind::File,
                     format => Kind::Special(format, input.rdev),
                 };
-                reply.entry(&fs.make(node, name, kind, &options(request, input.mode))?);
+                reply.entry(&fs.make(node, name, kind, &options(request, (input.mode, input.umask)))?);
             }
             O::Mkdir { input, name } => {
-                reply.entry(&fs.make(node, name, Kind::Directory, &options(request, input.mode))?);
+                let options = options(request, (input.mode, input.umask));
+                reply.entry(&fs.make(node, name, Kind::Directory, &options)?);
             }
             O::Unlink { name } => fs.unlink(node, name)?,
             O::Rmdir { name } => fs.rmdir(node, name)?,
@@ -115,12 +116,13 @@ impl FsFace {
             O::Open { .. } => open(fs.open(node)?, self.caching(), reply),
             O::Opendir => open(fs.open(node)?, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply),
             O::Create { input, name } => {
-                let (made, handle) = fs.create(node, name, &options(request, input.mode))?;
+                let options = options(request, (input.mode, input.umask));
+                let (made, handle) = fs.create(node, name, &options)?;
                 reply.entry(&made);
                 open(handle, self.caching(), reply);
             }
-            O::Tmpfile(CreateIn { mode, .. }) => {
-                let made = fs.tmpfile(node, &options(request, mode))?;
+            O::Tmpfile(CreateIn { mode, umask, .. }) => {
+                let made = fs.tmpfile(node, &options(request, (mode, umask)))?;
                 reply.entry(&made);
                 open(fs.open(made.id)?, self.caching(), reply);
             }
@@ -174,7 +176,8 @@ impl FsFace {
         use Operation as O;
         let node = InodeId(request.node);
         match request.operation {
-            O::Setxattr { name, value, flags } => {
+            O::Setxattr { name, value, drops_setgid: true, .. } => self.fs.set_acl(node, name, value, true),
+            O::Setxattr { name, value, flags, .. } => {
                 let mode = match flags {
                     0 => XattrMode::Any,
                     XATTR_CREATE => XattrMode::Create,
@@ -241,8 +244,10 @@ fn open(handle: HandleId, open_flags: u32, reply: &mut Reply) {
     reply.push(&OpenOut { fh: handle.0, open_flags, backing_id: 0 });
 }
 
-fn options(request: &Request<'_>, mode: u32) -> MakeOptions {
-    MakeOptions { caller: Caller { uid: request.uid, gid: request.gid }, permissions: mode & 0o7_777 }
+/// What a new inode gets, by the mode and the umask of a request.
+fn options(request: &Request<'_>, (mode, umask): (u32, u32)) -> MakeOptions {
+    let caller = Caller { uid: request.uid, gid: request.gid };
+    MakeOptions { caller, permissions: mode & 0o7_777, umask: umask & 0o777 }
 }
 
 fn rename_flags(flags: u32) -> Result<RenameFlags, FsError> {

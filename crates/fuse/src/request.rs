@@ -101,6 +101,7 @@ pub enum Operation<'a> {
         name: &'a [u8],
         value: &'a [u8],
         flags: u32,
+        drops_setgid: bool,
     },
     Getxattr {
         name: &'a [u8],
@@ -228,7 +229,12 @@ fn decode_operation<'a>(opcode: u32, body: &mut Body<'a>) -> Result<Operation<'a
         20 => O::Fsync { handle: body.take::<FsyncIn>()?.fh },
         21 => {
             let input: SetxattrIn = body.take()?;
-            O::Setxattr { name: body.name()?, value: body.bytes(input.size)?, flags: input.flags }
+            O::Setxattr {
+                name: body.name()?,
+                value: body.bytes(input.size)?,
+                flags: input.flags,
+                drops_setgid: input.setxattr_flags & SETXATTR_ACL_KILL_SGID != 0,
+            }
         }
         22 => {
             let input: GetxattrIn = body.take()?;

@@ -185,10 +185,12 @@ fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Resu
     let mut wanted = init::ASYNC_READ
         | init::EXPORT_SUPPORT
         | init::BIG_WRITES
+        | init::DONT_MASK
         | init::DO_READDIRPLUS
         | init::READDIRPLUS_AUTO
         | init::ASYNC_DIO
         | init::PARALLEL_DIROPS
+        | init::POSIX_ACL
         | init::MAX_PAGES
         | init::CACHE_SYMLINKS
         | init::EXPLICIT_INVAL_DATA

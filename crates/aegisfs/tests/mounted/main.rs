@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells what it did")]
 
+mod acls;
 mod bad_input;
 mod inspecting;
 mod lifecycle;

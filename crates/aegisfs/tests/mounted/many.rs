@@ -7,7 +7,7 @@
 use crate::stage::{Stage, can_mount};
 use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_device::OpenOptions;
-use aegisfs_fs::{Caller, Flusher, Fs, FsOptions, Kind, MakeOptions, ROOT};
+use aegisfs_fs::{Flusher, Fs, FsOptions, Kind, MakeOptions, ROOT};
 use aegisfs_pool::Pool;
 use aegisfs_store::{Intervals, Recovered, Service, Store, StoreOptions};
 use std::io::{BufRead, BufReader};
@@ -70,7 +70,7 @@ fn kernel_inodes() -> u64 {
 }
 
 fn make(fs: &Fs, directory: aegisfs_base::InodeId, number: u64, filled: bool) {
-    let options = MakeOptions { caller: Caller::default(), permissions: 0o644 };
+    let options = MakeOptions { permissions: 0o644, ..MakeOptions::default() };
     let name = format!("file-{number:08}");
     if filled {
         let (made, handle) = fs.create(directory, name.as_bytes(), &options).expect("it can be made");
@@ -84,7 +84,7 @@ fn make(fs: &Fs, directory: aegisfs_base::InodeId, number: u64, filled: bool) {
 }
 
 fn make_directory(fs: &Fs, name: &str) -> aegisfs_base::InodeId {
-    let options = MakeOptions { caller: Caller::default(), permissions: 0o755 };
+    let options = MakeOptions { permissions: 0o755, ..MakeOptions::default() };
     let made = fs.make(ROOT, name.as_bytes(), Kind::Directory, &options).expect("it can be made");
     fs.forget(made.id, 1);
     made.id

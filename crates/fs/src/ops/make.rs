@@ -1,6 +1,7 @@
 //! create, mkdir, mknod, symlink and tmpfile: new inodes.
 
 use super::{Locked, add_to_bucket};
+use crate::acl::{self, Acl};
 use crate::fs::{Attributes, Caller, Fs, attributes, note_commit};
 use crate::node::{Node, NodeState, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
 use crate::{FsError, name};
@@ -29,8 +30,10 @@ pub enum Kind<'a> {
 pub struct MakeOptions {
     /// Owner.
     pub caller: Caller,
-    /// Permission bits, the caller's mask already taken off.
+    /// Permission bits.
     pub permissions: u32,
+    /// Of those, bits that the caller does not want to give; a directory with a default ACL decides by itself.
+    pub umask: u32,
 }
 
 impl Fs {
@@ -62,7 +65,7 @@ impl Fs {
         }
         let now = self.now();
         let state = locked.get(parent);
-        let (mut child, inline) = self.new_inode(kind, options, &state.inode)?;
+        let (mut child, attached) = self.new_inode((id, kind), options, (parent, &state.inode))?;
         if child.is_directory() {
             child.inode.parent = parent;
             if state.inode.nlink >= LINKS_MAX {
@@ -79,7 +82,7 @@ impl Fs {
             Self::put_inode(id, &child),
             Self::put_inode(parent, state),
         ];
-        ops.extend(inline.map(|content| put_inline(id, content)));
+        ops.extend(attached);
         let committed = match self.commit(ops) {
             Ok(committed) => committed,
             Err(error) => {
@@ -109,11 +112,11 @@ impl Fs {
         if above.nlink == 0 {
             return Err(FsError::NotFound);
         }
-        let (mut child, _) = self.new_inode(Kind::File, options, &above)?;
+        let (mut child, attached) = self.new_inode((id, Kind::File), options, (parent, &above))?;
         child.inode.nlink = 0;
         child.orphan = true;
         self.store.hold_orphan(id);
-        let ops = vec![
+        let mut ops = vec![
             Self::put_inode(id, &child),
             Op::PutVersion {
                 table: Table::Orphans,
@@ -121,6 +124,7 @@ impl Fs {
                 value: aegisfs_store::reap::orphan_inode_value(),
             },
         ];
+        ops.extend(attached);
         let committed = self.commit(ops).inspect_err(|_| self.store.release_orphan(id))?;
         note_commit(id, &mut child, &committed);
         let made = attributes(id, &child);
@@ -138,13 +142,30 @@ impl Fs {
         Ok(())
     }
 
-    fn new_inode<'k>(
+    /// A new inode and what is stored beside it.
+    fn new_inode(
         &self,
-        kind: Kind<'k>,
+        (id, kind): (InodeId, Kind<'_>),
         options: &MakeOptions,
-        parent: &Inode,
-    ) -> Result<(NodeState, Option<&'k [u8]>), FsError> {
-        let permissions = options.permissions & 0o7_777;
+        (parent_id, parent): (InodeId, &Inode),
+    ) -> Result<(NodeState, Vec<Op>), FsError> {
+        let is_link = matches!(kind, Kind::Symlink(_));
+        let default = if is_link { None } else { self.stored_acl(parent_id, parent, acl::DEFAULT)? };
+        let wanted = options.permissions & 0o7_777;
+        let mut attached = Vec::new();
+        let put = |name, acl: &Acl| {
+            let value = value::wrap(&acl.encode());
+            Op::PutVersion { table: Table::Xattr, stem: key::xattr(id, name), value }
+        };
+        let permissions = match default {
+            None => wanted & !options.umask,
+            Some(default) => {
+                attached.extend((kind == Kind::Directory).then(|| put(acl::DEFAULT, &default)));
+                let (access, permissions) = default.inherited(wanted);
+                attached.extend(access.says_more().then(|| put(acl::ACCESS, &access)));
+                permissions
+            }
+        };
         let now = self.now();
         let mut inode = Inode {
             mode: S_IFREG | permissions,
@@ -155,9 +176,9 @@ impl Fs {
             mtime: now,
             ctime: now,
             btime: now,
+            xattrs: !attached.is_empty(),
             ..Inode::default()
         };
-        let mut inline = None;
         match kind {
             Kind::File => {}
             Kind::Directory => {
@@ -174,7 +195,7 @@ impl Fs {
                 inode.mode = S_IFLNK | 0o777;
                 inode.size = target.len() as u64;
                 inode.inline = true;
-                inline = Some(target);
+                attached.push(put_inline(id, target));
             }
             Kind::Special(format, device) => {
                 inode.mode = (format & S_IFMT) | permissions;
@@ -189,7 +210,7 @@ impl Fs {
             }
         }
         let committed_size = inode.size;
-        Ok((NodeState { inode, committed_size, ..NodeState::default() }, inline))
+        Ok((NodeState { inode, committed_size, ..NodeState::default() }, attached))
     }
 }
 

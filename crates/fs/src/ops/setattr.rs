@@ -1,6 +1,7 @@
 //! setattr: chmod, chown, truncate, utimens.
 
 use crate::FsError;
+use crate::acl;
 use crate::fs::{Attributes, Fs, attributes, note_commit};
 use crate::node::{Node, NodeState, S_IFDIR, S_IFMT, S_ISGID, S_ISUID};
 use aegisfs_base::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
@@ -66,6 +67,10 @@ impl Fs {
             self.drop_capability(&node, &mut state)?;
         }
         let before = state.inode;
+        let acl = match others.permissions {
+            Some(_) => self.stored_acl(id, &before, acl::ACCESS)?,
+            None => None,
+        };
         change(&mut state, &others, self.now());
         // Times that a writeback cache sends along with every file are kept until something else is stored.
         let only_times = others.permissions.is_none()
@@ -76,7 +81,13 @@ impl Fs {
             self.keep_for_later(&node, &mut state);
             return Ok(attributes(id, &state));
         }
-        match self.commit(vec![Self::put_inode(id, &state)]) {
+        let mut ops = vec![Self::put_inode(id, &state)];
+        if let Some(mut acl) = acl {
+            acl.follow(state.inode.mode);
+            let stem = key::xattr(id, acl::ACCESS);
+            ops.push(Op::PutVersion { table: Table::Xattr, stem, value: value::wrap(&acl.encode()) });
+        }
+        match self.commit(ops) {
             Ok(committed) => note_commit(id, &mut state, &committed),
             Err(error) => {
                 state.inode = before;

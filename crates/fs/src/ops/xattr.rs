@@ -1,18 +1,16 @@
 //! Extended attributes.
 
 use crate::FsError;
+use crate::acl::{self, Acl};
 use crate::fs::{Fs, HEAD, note_commit};
+use crate::node::{S_IFLNK, S_IFMT, S_ISGID};
 use aegisfs_base::InodeId;
 use aegisfs_base::limits::{NAME_BYTES_MAX, XATTR_BYTES_MAX};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
-use aegisfs_format::value;
+use aegisfs_format::value::{self, Inode};
 use aegisfs_store::versions;
 use std::ops::ControlFlow;
-
-/// Lists of who may do what. Nothing evaluates them here, and whoever is told so (as by a filesystem without
-/// them) sets the mode instead; taking them would leave a copy with the mode it was made with.
-const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
 /// Whether an attribute must or must not be there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,12 +28,14 @@ impl Fs {
     /// Sets an attribute.
     ///
     /// # Errors
-    /// `Exists`, `NoAttribute`, `Range` for long names, `TooLarge` for values over 64 KiB, `NotSupported` for
-    /// an ACL, or a fault.
+    /// `Exists`, `NoAttribute`, `Range` for long names, `TooLarge` for values over 64 KiB, or a fault.
     pub fn setxattr(&self, id: InodeId, name: &[u8], content: &[u8], mode: XattrMode) -> Result<(), FsError> {
         check_name(name)?;
         if content.len() > XATTR_BYTES_MAX {
             return Err(FsError::TooLarge);
+        }
+        if acl::is_acl(name) {
+            return self.set_acl(id, name, content, false);
         }
         self.store.check_writable()?;
         self.store.admit_metadata()?;
@@ -64,6 +64,68 @@ impl Fs {
             }
         }
         Ok(())
+    }
+
+    /// Sets an ACL, and with it the mode. One that the mode says as well is not kept. With `drops_setgid` the
+    /// setgid bit goes: the caller may not keep it.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no ACL or cannot have it, `NotSupported` on symbolic links, or a fault.
+    pub fn set_acl(
+        &self,
+        id: InodeId,
+        name: &[u8],
+        content: &[u8],
+        drops_setgid: bool,
+    ) -> Result<(), FsError> {
+        let mut acl = Acl::decode(content)?;
+        self.store.check_writable()?;
+        self.store.admit_metadata()?;
+        let node = self.node(id)?;
+        let mut state = node.state.write();
+        if state.dead {
+            return Err(FsError::NotFound);
+        }
+        if state.inode.mode & S_IFMT == S_IFLNK {
+            return Err(FsError::NotSupported);
+        }
+        let is_access = name == acl::ACCESS;
+        if !is_access && !state.is_directory() {
+            return Err(FsError::Invalid);
+        }
+        let before = state.inode;
+        let stem = key::xattr(id, name);
+        let mut ops = Vec::new();
+        if is_access {
+            state.inode.mode = acl.applied(before.mode);
+            if drops_setgid {
+                state.inode.mode &= !S_ISGID;
+            }
+        }
+        if !is_access || acl.says_more() {
+            state.inode.xattrs = true;
+            ops.push(Op::PutVersion { table: Table::Xattr, stem, value: value::wrap(&acl.encode()) });
+        } else if self.stored_xattr(id, name)?.is_some() {
+            ops.push(Op::RemoveVersion { table: Table::Xattr, stem });
+        }
+        state.inode.ctime = self.now();
+        ops.push(Self::put_inode(id, &state));
+        match self.commit(ops) {
+            Ok(committed) => note_commit(id, &mut state, &committed),
+            Err(error) => {
+                state.inode = before;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// An ACL of an inode, if it has one that says more than its mode.
+    pub(super) fn stored_acl(&self, id: InodeId, inode: &Inode, name: &[u8]) -> Result<Option<Acl>, FsError> {
+        if !inode.xattrs {
+            return Ok(None);
+        }
+        self.stored_xattr(id, name)?.map(|stored| Acl::decode(&stored)).transpose()
     }
 
     /// An attribute's value.
@@ -141,9 +203,6 @@ fn check_name(name: &[u8]) -> Result<(), FsError> {
     }
     if name.is_empty() || name.contains(&0) {
         return Err(FsError::Invalid);
-    }
-    if name.starts_with(ACL_PREFIX) {
-        return Err(FsError::NotSupported);
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ impl Player {
         MakeOptions {
             caller: Caller { uid: self.rng.below(3) as u32, gid: self.rng.below(3) as u32 },
             permissions: 0o600 + self.rng.below(64) as u32 + set_group,
+            umask: 0,
         }
     }
 
