@@ -140,8 +140,8 @@ fn a_copied_range_may_be_longer_than_the_file() {
 }
 
 #[test]
-fn small_appends_become_large_chunks() {
-    if !can_mount("small_appends_become_large_chunks") {
+fn small_appends_become_large_extents() {
+    if !can_mount("small_appends_become_large_extents") {
         return;
     }
     let stage = Stage::image("256M");
@@ -152,8 +152,11 @@ fn small_appends_become_large_chunks() {
     drop(file);
     stage.sync();
     let chunks = figure(&stage, "usage", "chunks");
-    println!("{chunks} chunks, {} KiB each", (8 << 10) / chunks);
+    let rows = stage.json("status")["store"]["rows"].as_u64().expect("it is told");
+    println!("{chunks} chunks of {} KiB in {rows} rows of {} KiB", (8 << 10) / chunks, (8 << 10) / rows);
     assert!(chunks * (48 << 10) <= 8 << 20, "{chunks} chunks");
+    // What lies on the device in one piece.
+    assert!(rows * (128 << 10) <= 8 << 20, "{rows} rows");
     assert!(fs::read(stage.at("log")).unwrap() == data);
 }
 
