@@ -232,9 +232,9 @@ fn settle_kernel(mounted: &Mount, bound: bool) {
 /// Ends in order: no more requests, everything written out, one last checkpoint.
 fn finish(running: Running) -> Result<(), Failure> {
     let Running { server, flusher, service, daemon } = running;
-    drop(server);
     drop(flusher);
     let synced = if daemon.read_only { Ok(()) } else { daemon.fs.sync() };
+    drop(server);
     drop(service);
     if let Err(error) = synced {
         tracing::error!(%error, "not everything could be written out");

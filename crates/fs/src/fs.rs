@@ -214,6 +214,10 @@ impl Fs {
         let view = self.store.head_view(HEAD)?;
         let stored = versions::visible(&self.store.view(), Table::Inode, &key::inode(id), &view)?;
         let inode = Inode::decode(&stored.ok_or(FsError::NotFound)?)?;
+        // Orphans with users stay in memory. Others only wait to be reaped, with what the log has of them.
+        if inode.nlink == 0 {
+            return Err(FsError::NotFound);
+        }
         // Which change was the inode's last is known no more; it was one of those up to now, and an fsync
         // has to make it durable.
         let last = self.store.last_sequence();

@@ -1,8 +1,9 @@
 //! Checking everything that is stored: what scrub and the offline `check` share with reading.
 //!
 //! References are counted anew and compared with the stored counts; live bytes are added up; every slot of
-//! every segment is walked from cell to cell, and each chunk on it compared with its hash. A chunk that such a
-//! walk does not come by, or finds damaged, is read as files read it. Memory: 8 bytes for each chunk.
+//! every segment with living chunks is walked from cell to cell, and each chunk on it compared with its hash. A
+//! chunk that such a walk does not come by, or finds damaged, is read as files read it. Memory: 8 bytes for each
+//! chunk, and what there is to say about the damage.
 
 mod rows;
 

@@ -29,7 +29,8 @@ use aegisfs_format::op::{Op, Transaction};
 use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_kv::{MemoryKv, OrderedKv, RedbKv};
 use aegisfs_pool::{Database, Placement, Pool};
-use replay::{Replay, Torn};
+use replay::Replay;
+pub(crate) use replay::Torn;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -45,6 +46,9 @@ pub struct Recovered {
     pub transactions: u64,
     /// Records behind the known durable point that were cut, because they or their rows were not whole.
     pub cut: bool,
+    /// Cells and slot headers of the log's tail that did not arrive on some device, though what they belong to
+    /// counts. They are written again before anything else, unless nothing may be written.
+    pub torn: u64,
     /// Why the store may only be read, if so.
     pub read_only: Option<String>,
 }
@@ -73,6 +77,7 @@ pub fn open(
         read_only = true;
     }
     let (last, end, freed, torn) = (replay.last, replay.end, replay.freed, replay.torn);
+    recovered.torn = torn.len() as u64;
     claim_segments(&pool, &metadata)?;
 
     let dedup = open_dedup(&pool, read_only)?;
@@ -82,7 +87,9 @@ pub fn open(
     let parts = Parts { pool, metadata, dedup, log, ids, last, freed, database };
     let options = StoreOptions { read_only, ..options.clone() };
     let store = Store::assemble(parts, &options, clock);
-    if !read_only {
+    if read_only {
+        store.note_unmended(&torn);
+    } else {
         make_final(&store, &torn, rng)?;
     }
     Ok((store, recovered))

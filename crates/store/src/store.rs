@@ -9,6 +9,7 @@ use crate::log::{Log, LogCounts};
 use crate::memtable::Scratch;
 use crate::metadata::{MetaView, Metadata};
 use crate::read::FrameCache;
+use crate::recovery::Torn;
 use crate::segments::Segments;
 use crate::space::SpaceBook;
 use crate::versions::{self, View};
@@ -21,6 +22,7 @@ use aegisfs_pool::{Placement, Pool, ReadBack};
 pub use counters::Counters;
 pub(crate) use ids::{Ids, id_limits};
 use parking_lot::{Condvar, Mutex};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -106,6 +108,8 @@ pub struct Store {
     read_only: AtomicBool,
     /// Whether a thread of its own makes checkpoints; without one, writers make them.
     pub(crate) served: AtomicBool,
+    /// Spans of slots that a power cut left torn and that recovery would mend if it could write.
+    unmended: Mutex<Vec<(Placement, Range<u32>)>>,
     /// Whether that thread waits for the first change.
     pub(crate) dozing: AtomicBool,
     /// Queued changes at which that thread is woken.
@@ -160,6 +164,7 @@ impl Store {
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
             pool: parts.pool,
             served: AtomicBool::new(false),
+            unmended: Mutex::default(),
             dozing: AtomicBool::new(false),
             log_transactions: AtomicUsize::new(LOG_TRANSACTIONS),
             wakeup: (Mutex::new(0), Condvar::new()),
@@ -384,6 +389,17 @@ impl Store {
             self.wakeup.1.wait_for(&mut turn, Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Notes what recovery could not mend, since nothing may be written.
+    pub(crate) fn note_unmended(&self, torn: &[Torn]) {
+        let span = |torn: &Torn| (torn.place, torn.slot_offset..torn.slot_offset + torn.bytes.len() as u32);
+        self.unmended.lock().extend(torn.iter().map(span));
+    }
+
+    /// Whether the next recovery that may write mends what stands at an offset of a slot.
+    pub(crate) fn is_unmended(&self, place: Placement, offset: u32) -> bool {
+        self.unmended.lock().iter().any(|(torn, span)| *torn == place && span.contains(&offset))
     }
 
     /// Lets the service thread look around.

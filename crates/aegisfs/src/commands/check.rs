@@ -58,6 +58,17 @@ pub(crate) fn verify(device: &Path) -> Result<Value, Failure> {
     let options = StoreOptions { read_only: true, ..StoreOptions::default() };
     let clock = Arc::new(SystemClock::default());
     let (store, recovered) = aegisfs_store::open(pool, &options, clock, &SystemRng::new()?)?;
+    if recovered.torn > 0 {
+        let count = recovered.torn;
+        notes.push(format!("{count} cells and headers did not arrive everywhere before it stopped; the next mount writes them again"));
+    }
+    if recovered.cut {
+        notes.push(
+            "the end of the log is not whole and was left out: changes that nobody was told were durable, unless \
+             it was damaged since"
+                .to_owned(),
+        );
+    }
     let mut problems: Vec<String> = recovered.read_only.into_iter().collect();
     let mut told = Instant::now();
     let report = store.check_and_tell(true, &mut |done, total| {

@@ -4,7 +4,7 @@ use super::http;
 use crate::places;
 use serde_json::{Value, json};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +30,9 @@ pub(crate) trait Service: Send + Sync + 'static {
 /// The listening thread.
 pub(crate) struct Server {
     path: PathBuf,
+    /// Tells our socket from one that somebody made in its place.
+    inode: Option<u64>,
+    listener: UnixListener,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,16 +47,20 @@ impl Server {
             places::make_private(folder)?;
         }
         // Whoever holds the pool's devices is the only one to listen here: a socket left over is dead.
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon serves this pool"));
+        }
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
+        let waiting = listener.try_clone()?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            for stream in listener.incoming() {
+            for stream in waiting.incoming() {
                 if stopping.load(Ordering::Acquire) {
                     return;
                 }
@@ -64,20 +71,29 @@ impl Server {
                 }
             }
         })?;
-        Ok(Self { path: path.into(), stop, thread: Some(thread) })
+        Ok(Self { path: path.into(), inode: inode_at(path), listener, stop, thread: Some(thread) })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // The thread waits for a connection; this is one.
-        drop(UnixStream::connect(&self.path));
+        // The thread waits for a connection. The path may lead nowhere by now.
+        if let Err(error) = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both) {
+            tracing::warn!(%error, "the control thread is left behind");
+            return;
+        }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(&self.path);
+        if self.inode.is_some() && inode_at(&self.path) == self.inode {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn inode_at(path: &Path) -> Option<u64> {
+    std::fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
 
 fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {

@@ -116,3 +116,78 @@ fn names_that_are_too_long() {
     assert_eq!(error.raw_os_error(), Some(36));
     shell(&format!("[ $(ls {} | wc -l) = 1 ]", stage.mnt()));
 }
+
+#[test]
+fn an_image_has_one_user_whatever_way_leads_to_it() {
+    if !can_mount("an_image_has_one_user_whatever_way_leads_to_it") {
+        return;
+    }
+    struct Loop(String);
+    impl Loop {
+        fn over(file: &str, more: &[&str]) -> Self {
+            let line = [&["--find", "--show"], more, &[file]].concat();
+            Self(must("losetup", &line).trim().to_owned())
+        }
+    }
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = run("losetup", &["-d", &self.0]);
+        }
+    }
+    let stage = Stage::image("256M");
+    let file = stage.device().to_owned();
+    let refused = |line: &[&str]| {
+        let (code, text) = aegisfs(line);
+        assert!(code == 6 && text.contains("disk.img"), "{line:?}: {code}: {text}");
+    };
+    let other = stage.path("other");
+    std::fs::create_dir(&other).unwrap();
+    stage.mount();
+    let first = Loop::over(&file, &[]);
+    refused(&["mount", &first.0, &other]);
+    refused(&["check", &first.0]);
+    refused(&["format", "--force", "--yes", &first.0]);
+    stage.umount();
+    // The file belongs to the loop device now, and one loop device is enough.
+    must(AEGISFS, &["mount", &first.0, &stage.mnt()]);
+    let second = Loop::over(&file, &[]);
+    for line in [
+        &["mount", &file, &other][..],
+        &["mount", &second.0, &other],
+        &["check", &file],
+        &["check", &second.0],
+    ] {
+        refused(line);
+    }
+    std::fs::write(stage.at("file"), b"one writer").unwrap();
+    stage.umount();
+    must(AEGISFS, &["check", &second.0]);
+    // Two parts of one file are two devices.
+    let parts = stage.path("parts");
+    shell(&format!("truncate -s 512M {parts}"));
+    let half = (256u64 << 20).to_string();
+    let halves = [Loop::over(&parts, &["--sizelimit", &half]), Loop::over(&parts, &["--offset", &half])];
+    halves.iter().for_each(|half| drop(must(AEGISFS, &["format", "--yes", &half.0])));
+    must(AEGISFS, &["mount", &halves[0].0, &stage.mnt()]);
+    must(AEGISFS, &["mount", &halves[1].0, &other]);
+    must(AEGISFS, &["umount", &other]);
+    stage.umount();
+    halves.iter().for_each(|half| drop(must(AEGISFS, &["check", &half.0])));
+}
+
+// The daemon woke its control thread through the socket's path, and waited for ever where that was gone.
+#[test]
+fn a_daemon_ends_in_order_without_its_socket() {
+    if !can_mount("a_daemon_ends_in_order_without_its_socket") {
+        return;
+    }
+    let stage = Stage::image("256M");
+    stage.mount();
+    let pool = stage.json("status")["pool"].as_str().unwrap().to_owned();
+    std::fs::write(stage.at("file"), b"to be kept").unwrap();
+    shell(&format!("rm /run/aegisfs/{pool}.sock"));
+    must("umount", &[&stage.mnt()]);
+    stage.check();
+    stage.mount();
+    assert_eq!(std::fs::read(stage.at("file")).unwrap(), b"to be kept");
+}

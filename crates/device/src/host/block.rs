@@ -10,7 +10,7 @@ use aegisfs_base::limits::BLOCK_BYTES;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::in_use::{InUse, in_use};
+use super::in_use::{InUse, backing_file, in_use, rival_of_loop};
 use super::raw::{RawDevice, RawOptions, retry_interrupted};
 use super::{OpenOptions, access_flags, describe, file_type, ioctl, kind_of, open_error, until_free};
 use crate::error::{DeviceError, Operation};
@@ -20,6 +20,8 @@ use crate::{Device, check_range};
 #[derive(Debug)]
 pub struct BlockDevice {
     raw: RawDevice,
+    /// Of a loop device: its file, locked.
+    _backing: Option<OwnedFd>,
 }
 
 impl BlockDevice {
@@ -44,15 +46,32 @@ impl BlockDevice {
         if file_type(&stat) != FileType::BlockDevice {
             return Err(DeviceError::NotADevice { device: describe(path) });
         }
+        let backing = guard_backing(path, stat.st_rdev, options)?;
         let bytes = measure(&fd, path)?;
         let options =
             RawOptions { bytes, direct: options.direct, read_only: options.read_only, name: describe(path) };
-        Ok(Self { raw: RawDevice::new(fd, options)? })
+        Ok(Self { raw: RawDevice::new(fd, options)?, _backing: backing })
     }
 
     /// Whether accesses go past the kernel's cache.
     pub fn direct(&self) -> bool {
         self.raw.direct()
+    }
+}
+
+/// The kernel gives a loop device to one opener, but not what is behind it: nobody else may use the file, by
+/// itself or through another loop device. Two that open at the same time may both be refused.
+fn guard_backing(path: &Path, number: u64, options: &OpenOptions) -> Result<Option<OwnedFd>, DeviceError> {
+    let file = backing_file(number);
+    if let Some(by) = rival_of_loop(number) {
+        return Err(DeviceError::InUse { device: describe(file.as_deref().unwrap_or(path)), by });
+    }
+    let Some(file) = file else { return Ok(None) };
+    match super::file::share(&file, options) {
+        Ok(locked) => Ok(Some(locked)),
+        Err(DeviceError::Busy { .. }) => Err(DeviceError::Busy { device: describe(&file) }),
+        // Another mount namespace's, or not ours to read.
+        Err(_) => Ok(None),
     }
 }
 

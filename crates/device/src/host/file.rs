@@ -10,7 +10,7 @@ use aegisfs_base::limits::BLOCK_BYTES;
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::in_use::loop_device_over;
+use super::in_use::{loop_device_over, used_through_loop};
 use super::raw::{RawDevice, RawOptions, retry_interrupted};
 use super::{OpenOptions, access_flags, describe, file_type, image_path, open_error, until_free};
 use crate::error::{DeviceError, Operation};
@@ -41,8 +41,9 @@ impl FileDevice {
             return Err(DeviceError::NotADevice { device: describe(path) });
         }
         lock(&fd, path, options)?;
-        if !options.read_only {
-            refuse_loop_backing(path, &stat)?;
+        let by = if options.read_only { used_through_loop(&stat) } else { loop_device_over(&stat) };
+        if let Some(by) = by {
+            return Err(DeviceError::InUse { device: describe(path), by });
         }
         // Measured under the lock: before it, somebody else might still have changed it.
         let stat = rustix::fs::fstat(&fd).map_err(|errno| open_error(path, errno))?;
@@ -149,7 +150,9 @@ fn empty_for_reuse(fd: &OwnedFd, path: &Path, reuse: bool) -> Result<(), DeviceE
         return Err(DeviceError::NotADevice { device: describe(path) });
     }
     lock(fd, path, &OpenOptions::default())?;
-    refuse_loop_backing(path, &stat)?;
+    if let Some(by) = loop_device_over(&stat) {
+        return Err(DeviceError::InUse { device: describe(path), by });
+    }
     let bytes = u64::try_from(rustix::fs::fstat(fd).map_err(|e| create_error(path, e))?.st_size).unwrap_or(0);
     if bytes > 0 && !reuse {
         return Err(DeviceError::Exists { bytes, device: describe(path) });
@@ -186,6 +189,24 @@ fn lock(fd: &OwnedFd, path: &Path, options: &OpenOptions) -> Result<(), DeviceEr
     } else {
         FlockOperation::NonBlockingLockExclusive
     };
+    lock_as(fd, path, options, operation)
+}
+
+/// Locks the file behind a loop device as one of those who use it so; whoever opens the file itself for
+/// writing has it alone.
+pub(super) fn share(path: &Path, options: &OpenOptions) -> Result<OwnedFd, DeviceError> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| open_error(path, errno))?;
+    lock_as(&fd, path, options, FlockOperation::NonBlockingLockShared)?;
+    Ok(fd)
+}
+
+fn lock_as(
+    fd: &OwnedFd,
+    path: &Path,
+    options: &OpenOptions,
+    operation: FlockOperation,
+) -> Result<(), DeviceError> {
     let locked =
         until_free(options.wait, || match retry_interrupted(|| rustix::fs::flock(fd.as_fd(), operation)) {
             Ok(()) => Ok(Some(())),
@@ -193,14 +214,6 @@ fn lock(fd: &OwnedFd, path: &Path, options: &OpenOptions) -> Result<(), DeviceEr
             Err(errno) => Err(open_error(path, errno)),
         })?;
     locked.ok_or_else(|| DeviceError::Busy { device: describe(path) })
-}
-
-/// A loop device writes to its file without asking for our lock.
-fn refuse_loop_backing(path: &Path, stat: &rustix::fs::Stat) -> Result<(), DeviceError> {
-    match loop_device_over(stat) {
-        Some(by) => Err(DeviceError::InUse { device: describe(path), by }),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

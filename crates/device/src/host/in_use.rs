@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -87,17 +88,74 @@ pub fn in_use(path: &Path) -> Result<Option<InUse>, DeviceError> {
 /// The loop device attached to a file, if any.
 pub(super) fn loop_device_over(stat: &Stat) -> Option<InUse> {
     let wanted = Identity::of(stat)?;
-    for name in names_in(Path::new("/sys/block")) {
-        let Ok(backing) = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")) else {
-            continue;
-        };
-        if Identity::at(backing.trim_end_matches('\n')) == Some(wanted) {
-            let device = format!("/dev/{name}");
-            let by = Identity::at(&device).and_then(mounted_or_swap).map(Box::new);
-            return Some(InUse::LoopBacking { device, by });
-        }
+    let over = Loop::all().find(|it| it.file == wanted)?;
+    let device = format!("/dev/{}", over.name);
+    let by = Identity::at(&device).and_then(mounted_or_swap).map(Box::new);
+    Some(InUse::LoopBacking { device, by })
+}
+
+/// A file that somebody uses through another loop device, of those that a file is attached to.
+pub(super) fn used_through_loop(stat: &Stat) -> Option<InUse> {
+    let file = Identity::of(stat)?;
+    Loop::all().filter(|it| it.file == file).find_map(|it| it.used())
+}
+
+/// The file behind a loop device or a partition of one, unless it was deleted.
+pub(super) fn backing_file(number: u64) -> Option<PathBuf> {
+    let path = Loop::under(number)?.path;
+    path.exists().then_some(path)
+}
+
+/// Somebody else who uses the part of a file that a loop device, or a partition of it, gives access to.
+pub(super) fn rival_of_loop(number: u64) -> Option<InUse> {
+    let ours = Loop::under(number)?;
+    let is_rival = |other: &Loop| other.name != ours.name && other.file == ours.file && other.overlaps(&ours);
+    Loop::all().filter(is_rival).find_map(|other| other.used())
+}
+
+/// A loop device that is attached.
+struct Loop {
+    name: String,
+    path: PathBuf,
+    file: Identity,
+    /// The part of the file that it shows.
+    span: Range<u64>,
+}
+
+impl Loop {
+    fn all() -> impl Iterator<Item = Self> {
+        names_in(Path::new("/sys/block")).filter_map(|name| Self::read(&Path::new("/sys/block").join(name)))
     }
-    None
+
+    /// The one with this number, or with a partition of this number.
+    fn under(number: u64) -> Option<Self> {
+        let folder = fs::canonicalize(sys_folder(number)).ok()?;
+        Self::read(&folder).or_else(|| Self::read(folder.parent()?))
+    }
+
+    fn read(folder: &Path) -> Option<Self> {
+        let text = |name: &str| fs::read_to_string(folder.join("loop").join(name)).ok();
+        let number = |name: &str| text(name)?.trim().parse::<u64>().ok();
+        let path = text("backing_file")?.trim_end_matches('\n').to_owned();
+        let (start, limit) = (number("offset")?, number("sizelimit")?);
+        Some(Self {
+            name: folder.file_name()?.to_str()?.to_owned(),
+            file: Identity::at(&path)?,
+            path: path.into(),
+            span: start..if limit == 0 { u64::MAX } else { start.saturating_add(limit) },
+        })
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.span.start < other.span.end && other.span.start < self.span.end
+    }
+
+    /// The loop device as somebody's, if it or a partition of it is.
+    fn used(&self) -> Option<InUse> {
+        let device = format!("/dev/{}", self.name);
+        let by = Identity::at(&device).and_then(mounted_or_swap).or_else(|| held(Path::new(&device)))?;
+        Some(InUse::LoopBacking { device, by: Some(Box::new(by)) })
+    }
 }
 
 /// What stays the same whatever path leads there.

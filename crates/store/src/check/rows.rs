@@ -8,6 +8,7 @@ use crate::tables::Tables;
 use aegisfs_base::{ChunkId, SegmentId, Tally};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
+use aegisfs_pool::Placement;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -58,14 +59,18 @@ impl Store {
                 match seen {
                     Seen::Shard(shard) => {
                         report.problems.extend(slot.problems(*id));
-                        slot = Slot { device: shard.place.0.0, ..Slot::default() };
-                        if readable > 0 && self.pool.readable(shard.place) {
+                        slot = Slot { place: shard.place, ..Slot::default() };
+                        if self.pool.readable(shard.place) && !self.is_unmended(shard.place, 0) {
                             slot.found.extend(shard.problem);
                         }
                     }
-                    Seen::Cell(cell) => {
+                    Seen::Cell(mut cell) => {
+                        if self.is_unmended(slot.place, cell.slot_offset) {
+                            cell.problem = None;
+                        }
                         report.bytes_verified += slot.note(&cell, &mut sound);
                     }
+                    Seen::Gap(gap) if self.is_unmended(slot.place, gap.slot_offset) => {}
                     Seen::Gap(gap) => slot.gaps.push(format!("at {}: {}", gap.slot_offset, gap.reason)),
                     Seen::Missing { .. } => slot.is_missing = true,
                 }
@@ -133,6 +138,7 @@ impl Store {
                     healable = true;
                     report.bytes_verified += stored.bytes().len() as u64;
                 }
+                Err(_) if self.is_unmended(*place, descriptor.frame.slot_offset) => {}
                 Err(reason) => bad.push((place.0.0, reason)),
             }
         }
@@ -146,7 +152,7 @@ impl Store {
 /// What was found on one slot of a segment.
 #[derive(Default)]
 struct Slot {
-    device: u16,
+    place: Placement,
     /// Problems around chunks that files refer to.
     found: Vec<String>,
     /// Where no cell begins: a row that was cut off, unless chunks are missing.
@@ -177,7 +183,7 @@ impl Slot {
         if self.is_missing {
             found.append(&mut self.gaps);
         }
-        let device = self.device;
+        let device = self.place.0.0;
         found.into_iter().map(|reason| Problem::DamagedRow { segment, device, reason }).collect()
     }
 }

@@ -53,10 +53,10 @@ pub(super) struct Replay<'a> {
 }
 
 /// Something to be written anew: a cell, with the bytes of a sound one of its row, or a slot's header.
-pub(super) struct Torn {
-    pub(super) place: Placement,
-    pub(super) slot_offset: u32,
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Torn {
+    pub(crate) place: Placement,
+    pub(crate) slot_offset: u32,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// What the copies of something said when they were read.
@@ -265,10 +265,14 @@ impl<'a> Replay<'a> {
         if removed(Edge::TailRowsVerified) {
             return Ok(true);
         }
+        // What is to be mended counts only if the record does: otherwise its slots are free.
+        let mut torn = Vec::new();
+        let mut headed = Vec::new();
         for row in &record.dependencies {
             let Some(segment) = self.segment(row, record)? else { return Ok(false) };
-            if self.headed.insert(row.segment) {
-                self.mend_headers(row.segment, &segment);
+            if !self.headed.contains(&row.segment) && !headed.contains(&row.segment) {
+                headed.push(row.segment);
+                torn.extend(self.wrong_headers(row.segment, &segment));
             }
             let mut sound = None;
             let mut bad = Vec::new();
@@ -288,20 +292,22 @@ impl<'a> Replay<'a> {
             };
             for (number, place) in bad {
                 let bytes = cell.copy_for(number, &bytes);
-                self.torn.push(Torn { place, slot_offset: row.slot_offset, bytes });
+                torn.push(Torn { place, slot_offset: row.slot_offset, bytes });
             }
         }
+        self.torn.append(&mut torn);
+        self.headed.extend(headed);
         Ok(true)
     }
 
-    /// A slot's header is written before its first row and is as late on the device.
-    fn mend_headers(&mut self, id: SegmentId, segment: &Segment) {
-        for (number, place) in (0..).zip(&segment.placements) {
-            // Where it cannot be read it is not needed either: rows are found by the metadata.
-            if let Ok(Some((bytes, _))) = self.pool.wrong_header(*place, id, segment.shards, number) {
-                self.torn.push(Torn { place: *place, slot_offset: 0, bytes });
-            }
-        }
+    /// A slot's header is written before its first row and is as late on the device. Where one cannot be read
+    /// it is not needed either: rows are found by the metadata.
+    fn wrong_headers(&self, id: SegmentId, segment: &Segment) -> Vec<Torn> {
+        let wrong = |(number, place): (u8, &Placement)| {
+            let wrong = self.pool.wrong_header(*place, id, segment.shards, number).ok().flatten();
+            wrong.map(|(bytes, _)| Torn { place: *place, slot_offset: 0, bytes })
+        };
+        (0..).zip(&segment.placements).filter_map(wrong).collect()
     }
 
     /// The segment of a row, which the very record that mentions the row may have opened.
