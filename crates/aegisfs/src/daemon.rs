@@ -186,7 +186,12 @@ fn start(
     let writeback = settings.writeback(options.writeback);
     // What the kernel may hold and has not told us of yet.
     let soft_reserve_bytes = if writeback { KERNEL_DIRTY_BYTES_MAX } else { 0 };
-    let fs_options = FsOptions { background: writable, soft_reserve_bytes, ..settings.fs_options() };
+    let fs_options = FsOptions {
+        background: writable,
+        soft_reserve_bytes,
+        kernel_caches: writeback,
+        ..settings.fs_options()
+    };
     let fs = Arc::new(Fs::mount(Arc::clone(&store), fs_options)?);
     let service = writable
         .then(|| aegisfs_store::Service::start(Arc::clone(&store), settings.intervals()))

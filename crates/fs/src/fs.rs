@@ -38,6 +38,8 @@ pub struct FsOptions {
     /// Room kept for bytes that a kernel's writeback cache took before we heard of them. A small filesystem
     /// keeps an eighth of itself at most.
     pub soft_reserve_bytes: u64,
+    /// Whether a kernel holds written bytes for a while before we hear of them.
+    pub kernel_caches: bool,
 }
 
 impl Default for FsOptions {
@@ -49,6 +51,7 @@ impl Default for FsOptions {
             stream_bytes: 4 << 20,
             background: true,
             soft_reserve_bytes: 0,
+            kernel_caches: false,
         }
     }
 }
@@ -323,6 +326,8 @@ pub(crate) fn attributes(id: InodeId, state: &NodeState) -> Attributes {
     let length = state.inode.size.next_multiple_of(4096);
     let allocated =
         if waiting > 0 { (state.inode.allocated + waiting).min(length) } else { state.inode.allocated };
+    // Bytes that the kernel holds are not counted here, but nobody is to take the file for one great hole.
+    let allocated = if state.cached_writers > 0 { allocated.max(4096) } else { allocated };
     Attributes { id, inode: state.inode, allocated }
 }
 

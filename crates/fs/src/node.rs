@@ -58,6 +58,8 @@ pub(crate) struct NodeState {
     pub(crate) powerless: bool,
     /// Without a name; goes when nobody has it any more.
     pub(crate) orphan: bool,
+    /// Handles to write with through a kernel that caches: it may hold bytes, and know of a greater length.
+    pub(crate) cached_writers: u32,
     /// Gone; whoever still finds it here looks again.
     pub(crate) dead: bool,
 }

@@ -55,6 +55,7 @@ wire! {
         atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32,
         unused5: u32,
     }
+    NotifyInvalInodeOut [24] { ino: u64, off: i64, len: i64, }
     MknodIn [16] { mode: u32, rdev: u32, umask: u32, padding: u32, }
     MkdirIn [8] { mode: u32, umask: u32, }
     RenameIn [8] { newdir: u64, }
@@ -140,6 +141,8 @@ pub(crate) mod fattr {
 pub(crate) const WRITE_CACHE: u32 = 1;
 /// Bit of `WriteIn::write_flags`: the writer may not keep setuid and setgid bits.
 pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// Notice that what the kernel keeps of an inode no longer holds, in place of an error number.
+pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
 /// Bit of `SetxattrIn::setxattr_flags`: whoever sets an ACL may not keep the setgid bit.
 pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// Open flag of a reply: the kernel caches nothing of what is written through this handle.

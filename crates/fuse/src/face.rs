@@ -23,6 +23,10 @@ const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
 const XATTR_CREATE: u32 = 1;
 const XATTR_REPLACE: u32 = 2;
+const O_ACCMODE: u32 = 3;
+const O_RDONLY: u32 = 0;
+/// What a file seems to take while the kernel may hold bytes of it.
+const SEEMING_BYTES: u64 = 4096;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 /// A reply tells copied bytes in 32 bits.
@@ -51,6 +55,11 @@ impl Handler for FsFace {
             }
             error.errno()
         })
+    }
+
+    /// The kernel asks for holes without a look at the bytes that it holds.
+    fn needs_written_back(&self, request: &Request<'_>) -> bool {
+        matches!(request.operation, Operation::Lseek(_)) && self.fs.kernel_may_hold(InodeId(request.node))
     }
 
     /// Nothing of what the request began may reach the device after what it left half done.
@@ -113,7 +122,14 @@ impl FsFace {
         let fs = &*self.fs;
         let node = InodeId(request.node);
         match request.operation {
-            O::Open { .. } => open(fs.open(node)?, self.caching(), reply),
+            O::Open { flags } if flags & O_ACCMODE == O_RDONLY => open(fs.open(node)?, self.caching(), reply),
+            O::Open { .. } => {
+                open(fs.open_to_write(node)?, self.caching(), reply);
+                // It may have been told that nothing is allocated, and would not ask again.
+                if fs.getattr(node)?.allocated <= SEEMING_BYTES {
+                    reply.outdated = Some(request.node);
+                }
+            }
             O::Opendir => open(fs.open(node)?, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply),
             O::Create { input, name } => {
                 let options = options(request, (input.mode, input.umask));
@@ -124,7 +140,7 @@ impl FsFace {
             O::Tmpfile(CreateIn { mode, umask, .. }) => {
                 let made = fs.tmpfile(node, &options(request, (mode, umask)))?;
                 reply.entry(&made);
-                open(fs.open(made.id)?, self.caching(), reply);
+                open(fs.open_to_write(made.id)?, self.caching(), reply);
             }
             O::Read(input) => {
                 let count = fs.read(HandleId(input.fh), input.offset, reply.space(input.size as usize))?;
@@ -136,7 +152,9 @@ impl FsFace {
                 let count = fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
                 reply.push(&WriteOut { size: count as u32, padding: 0 });
             }
-            O::Release { handle } | O::Releasedir { handle } => fs.release(HandleId(handle))?,
+            O::Release { handle } | O::Releasedir { handle } => {
+                reply.outdated = fs.release(HandleId(handle))?.map(|node| node.0);
+            }
             O::Fsync { handle } | O::Fsyncdir { handle } => fs.fsync(HandleId(handle))?,
             O::Readdir(input) => self.readdir(node, &input, false, reply)?,
             O::Readdirplus(input) => self.readdir(node, &input, true, reply)?,

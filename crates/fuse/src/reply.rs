@@ -16,12 +16,15 @@ pub struct Reply {
     bytes: Vec<u8>,
     /// Bytes of this reply, its header included.
     length: usize,
+    /// The inode whose attributes the kernel is told to forget first.
+    pub(crate) outdated: Option<u64>,
 }
 
 impl Reply {
     /// Starts over.
     pub(crate) fn clear(&mut self) {
         self.length = 0;
+        self.outdated = None;
         self.push_bytes(&[0; HEADER_BYTES]);
     }
 

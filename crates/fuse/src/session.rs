@@ -1,6 +1,8 @@
 //! A session: negotiation, then reader threads that each run a request to its end.
 
-use crate::abi::{InitIn, InitOut, MINOR_MIN, VERSION, init};
+use crate::abi::{
+    InitIn, InitOut, MINOR_MIN, NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader, VERSION, init,
+};
 use crate::counters::{Counters, OpcodeCount, opcode_name};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
@@ -9,8 +11,10 @@ use rustix::io::Errno as Io;
 use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use zerocopy::IntoBytes;
 
 /// Largest write and read; measured as the knee of throughput.
 const TRANSFER_BYTES: u32 = 1 << 20;
@@ -28,6 +32,13 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// The number that the kernel is to see.
     fn handle(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno>;
+
+    /// Whether the answer depends on bytes that the kernel may hold: then it is told to write them back, and
+    /// the answer is given by a thread that no write has to wait for.
+    fn needs_written_back(&self, request: &Request<'_>) -> bool {
+        let _ = request;
+        false
+    }
 
     /// A request panicked, and whatever it was changing may be changed by half.
     fn panicked(&self, reason: &str) {
@@ -59,12 +70,15 @@ struct Shared<H> {
     handler: H,
     options: SessionOptions,
     counters: Counters,
+    /// Requests that wait until the kernel has written back.
+    aside: Mutex<Sender<Vec<u8>>>,
 }
 
 /// The running threads.
 pub struct Session<H: Handler> {
     shared: Arc<Shared<H>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    aside: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl<H: Handler> Session<H> {
@@ -73,14 +87,19 @@ impl<H: Handler> Session<H> {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(device: OwnedFd, handler: H, options: SessionOptions) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { device, handler, options, counters: Counters::default() });
+        let (sender, requests) = channel();
+        let counters = Counters::default();
+        let shared = Arc::new(Shared { device, handler, options, counters, aside: Mutex::new(sender) });
+        let worker = Arc::clone(&shared);
+        let aside = std::thread::Builder::new().name("fuse-aside".into());
+        let aside = aside.spawn(move || answer_aside(&worker, &requests))?;
         let mut threads = Vec::new();
         for number in 0..options.threads.max(1) {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name(format!("fuse-{number}"));
             threads.push(builder.spawn(move || serve(&shared))?);
         }
-        Ok(Self { shared, threads: Mutex::new(threads) })
+        Ok(Self { shared, threads: Mutex::new(threads), aside: Mutex::new(Some(aside)) })
     }
 
     /// What answers the requests.
@@ -102,6 +121,12 @@ impl<H: Handler> Session<H> {
                 tracing::error!("a thread that serves requests died");
             }
         }
+        let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // An empty request is the last one.
+        self.shared.set_aside(Vec::new());
+        if aside.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that serves what waits for the kernel died");
+        }
     }
 }
 
@@ -120,6 +145,42 @@ fn serve<H: Handler>(shared: &Shared<H>) {
             }
         };
         answer(shared, &buffer[..count], &mut reply);
+    }
+}
+
+impl<H: Handler> Shared<H> {
+    fn set_aside(&self, request: Vec<u8>) {
+        let sender = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its thread only ends when told to.
+        let _ = sender.send(request);
+    }
+
+    /// Tells the kernel that what it keeps of an inode no longer holds: its attributes, and with an offset the
+    /// content from there on, of which it writes back what it has not yet. That waits for those writes.
+    fn invalidate(&self, node: u64, from: Option<u64>) {
+        let off = from.map_or(-1, |from| i64::try_from(from).unwrap_or(i64::MAX));
+        let notice = NotifyInvalInodeOut { ino: node, off, len: 0 };
+        let len = (size_of::<OutHeader>() + size_of_val(&notice)) as u32;
+        let header = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
+        let bytes = [header.as_bytes(), notice.as_bytes()].concat();
+        match rustix::io::write(self.device.as_fd(), &bytes) {
+            // It knows nothing of the inode, or nothing at all any more.
+            Ok(_) | Err(Io::NOENT | Io::NODEV) => {}
+            Err(error) => tracing::warn!(%error, inode = node, "the kernel did not take a notice"),
+        }
+    }
+}
+
+/// Answers requests one after the other, each when the kernel has written back what it holds of the file.
+fn answer_aside<H: Handler>(shared: &Shared<H>, requests: &Receiver<Vec<u8>>) {
+    let mut reply = Reply::default();
+    for bytes in requests {
+        let Ok(request) = Request::decode(&bytes) else { return };
+        // From the first byte on: only then is the end known too.
+        shared.invalidate(request.node, Some(0));
+        reply.clear();
+        let outcome = handle(&shared.handler, &request, &mut reply);
+        send(shared, &request, &mut reply, outcome);
     }
 }
 
@@ -147,8 +208,21 @@ fn answer<H: Handler>(shared: &Shared<H>, bytes: &[u8], reply: &mut Reply) {
             return;
         }
         Operation::Other => Err(ENOSYS),
+        _ if shared.handler.needs_written_back(&request) => return shared.set_aside(bytes.to_vec()),
         _ => handle(&shared.handler, &request, reply),
     };
+    send(shared, &request, reply, outcome);
+}
+
+fn send<H: Handler>(
+    shared: &Shared<H>,
+    request: &Request<'_>,
+    reply: &mut Reply,
+    outcome: Result<(), Errno>,
+) {
+    if let Some(node) = reply.outdated {
+        shared.invalidate(node, None);
+    }
     let bytes = reply.finish(request.unique, outcome);
     match rustix::io::write(shared.device.as_fd(), bytes) {
         Ok(_) | Err(Io::NOENT | Io::NODEV) => {}
@@ -259,6 +333,7 @@ mod tests {
             handler: Panicking::default(),
             options: SessionOptions::default(),
             counters: Counters::default(),
+            aside: Mutex::new(channel().0),
         };
         let mut reply = Reply::default();
         let mut answered = |bytes: &[u8]| {

@@ -114,6 +114,58 @@ fn direct_access_agrees_with_buffered_access() {
     shell(&format!("cmp {file} {copy}"));
 }
 
+/// Looks for holes in files whose bytes the kernel still holds, prints what it finds.
+const HOLES: &str = r#"
+import os, sys, mmap, subprocess
+os.chdir(sys.argv[1])
+def seek(fd, offset, whence):
+    try: return os.lseek(fd, offset, whence)
+    except OSError as error: return error.strerror
+def map_of(fd):
+    return [(seek(fd, o, os.SEEK_DATA), seek(fd, o, os.SEEK_HOLE)) for o in (0, 1 << 20, 20 << 20, 25 << 20, 70 << 20)]
+fds = {}
+def opened(name, flags=os.O_RDWR | os.O_CREAT):
+    fds[name] = os.open(name, flags); return fds[name]
+os.write(opened("log"), b"important line\n" * 200000)
+sparse = opened("sparse"); os.ftruncate(sparse, 64 << 20); os.pwrite(sparse, b"x" * (1 << 20), 20 << 20)
+grown = opened("grown"); os.pwrite(grown, b"y" * 4096, 30 << 20)
+mapped = opened("mapped"); os.ftruncate(mapped, 8 << 20)
+memory = mmap.mmap(mapped, 8 << 20); memory[3 << 20:(3 << 20) + 5] = b"bytes"
+os.close(mapped); fds["mapped"] = os.open("mapped", os.O_RDONLY)
+open("was empty", "w").close(); os.write(opened("was empty", os.O_WRONLY), b"z" * 10000)
+for name, fd in fds.items():
+    reader = os.open(name, os.O_RDONLY)
+    print(name, map_of(reader), os.stat(name).st_blocks > 0)
+    for tool in ("cp %s copy", "cp --sparse=always %s copy", "tar -S -cf - %s | tar -xOf - > copy"):
+        subprocess.run(tool % f"'{name}'" , shell=True, check=True)
+        print(tool, open("copy", "rb").read() == open(name, "rb").read())
+    os.close(reader)
+for fd in fds.values(): os.close(fd)
+memory.close()
+open("empty", "w").close(); print(os.stat("empty").st_blocks, map_of(os.open("empty", os.O_RDONLY)))
+"#;
+
+// The kernel asks where holes are without writing back what it holds, so whatever was written but not yet sent
+// looked like one: cp(1) and tar(1) copied files that others had open for writing as zeros, and said nothing.
+#[test]
+fn files_that_are_being_written_are_copied_with_what_they_hold() {
+    if !can_mount("files_that_are_being_written_are_copied_with_what_they_hold") {
+        return;
+    }
+    for options in ["writeback=on", "writeback=off"] {
+        let stage = Stage::image("512M");
+        stage.mount_with(options);
+        let host = stage.path("host");
+        fs::create_dir(&host).unwrap();
+        let lines = |folder: &str| -> Vec<String> {
+            must("timeout", &["60", "python3", "-c", HOLES, folder]).lines().map(str::to_owned).collect()
+        };
+        assert_eq!(lines(&stage.mnt()), lines(&host), "{options}");
+        stage.umount();
+        stage.check();
+    }
+}
+
 #[test]
 fn a_copied_range_may_be_longer_than_the_file() {
     if !can_mount("a_copied_range_may_be_longer_than_the_file") {

@@ -165,7 +165,7 @@ impl Fs {
         (from, to): (u64, u64),
         length: u64,
     ) -> Result<u64, FsError> {
-        let handle = self.handles.open(Arc::clone(target));
+        let handle = self.handles.open(Arc::clone(target), false);
         let mut buffer = vec![0; (length as usize).min(1 << 20)];
         let mut done = 0;
         let outcome = loop {
