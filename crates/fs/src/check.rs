@@ -68,7 +68,7 @@ impl Fs {
         })?;
         check.add_up_extents(&mut around)?;
         let known = check.judge_inodes(&around)?;
-        for table in [Table::Inline, Table::Xattr, Table::Orphans, Table::Extents] {
+        for table in [Table::Inline, Table::Xattr, Table::Orphans] {
             check.find_strays(table, &known)?;
         }
         check.find_circles(&around.directories);
@@ -121,32 +121,41 @@ impl Check<'_> {
 
     /// Adds up what each inode's references cover, and compares.
     fn add_up_extents(&mut self, around: &mut Surroundings) -> Result<(), FsError> {
-        let mut current = (InodeId(0), 0);
+        let mut current: Option<(InodeId, u64)> = None;
         self.scan(Table::Extents, |check, stem, stored| {
-            let (Ok(id), Ok(window)) = (key::stem_inode(stem), decode_window(stored)) else { return };
-            if id != current.0 {
-                check.compare_covered(std::mem::replace(&mut current, (id, 0)));
+            let Ok(id) = key::stem_inode(stem) else { return };
+            if let Some(before) = current.take_if(|(before, _)| *before != id) {
+                check.compare_covered(before);
             }
+            let (_, sum) = current.get_or_insert((id, 0));
+            // A window that cannot be read is found with the references.
+            let window = decode_window(stored).unwrap_or_default();
             let covered: u64 = window.iter().map(|reference| u64::from(reference.length)).sum();
-            if covered > 0 && current.1 == 0 {
+            if covered > 0 && *sum == 0 {
                 around.extents.add_one(id.0);
             }
-            current.1 += covered;
+            *sum += covered;
         })?;
-        self.compare_covered(current);
+        if let Some(last) = current {
+            self.compare_covered(last);
+        }
         Ok(())
     }
 
     fn compare_covered(&mut self, (id, covered): (InodeId, u64)) {
-        let stored = versions::visible(&self.fs.store.view(), Table::Inode, &key::inode(id), &self.view)
-            .ok()
-            .flatten();
-        // Inodes that are not there or cannot be read are found elsewhere.
-        if let Some(Ok(inode)) = stored.map(|stored| Inode::decode(&stored))
-            && inode.allocated != covered
-        {
-            self.complain(id, format!("has {} bytes noted and {covered} are covered", inode.allocated));
+        let stored = versions::visible(&self.fs.store.view(), Table::Inode, &key::inode(id), &self.view);
+        // Inodes that cannot be read are found elsewhere.
+        match stored.map(|stored| stored.map(|stored| Inode::decode(&stored))) {
+            Ok(None) => self.complain_of_stray(id, Table::Extents),
+            Ok(Some(Ok(inode))) if inode.allocated != covered => {
+                self.complain(id, format!("has {} bytes noted and {covered} are covered", inode.allocated));
+            }
+            _ => {}
         }
+    }
+
+    fn complain_of_stray(&mut self, id: InodeId, table: Table) {
+        self.complain(id, format!("is not there, but has entries among {}", table.name()));
     }
 
     /// Returns the inodes there are.
@@ -178,7 +187,7 @@ impl Check<'_> {
                 && known.get(id.0) == 0
                 && last.replace(id) != Some(id)
             {
-                check.complain(id, format!("is not there, but has entries among {}", table.name()));
+                check.complain_of_stray(id, table);
             }
         })
     }
@@ -275,13 +284,14 @@ mod tests {
 
     #[test]
     fn entries_of_no_inode_are_named() {
-        for table in [Table::Inline, Table::Xattr, Table::Orphans] {
-            let stem = if table == Table::Xattr {
-                key::xattr(InodeId(77), b"user.x")
-            } else {
-                key::inode(InodeId(77)).into()
-            };
-            let found = after(&mounted(), vec![put(table, &stem, wrap(b"x"))]);
+        let id = InodeId(77);
+        for (table, stem, value) in [
+            (Table::Inline, key::inode(id).to_vec(), wrap(b"x")),
+            (Table::Xattr, key::xattr(id, b"user.x"), wrap(b"x")),
+            (Table::Orphans, key::inode(id).to_vec(), wrap(b"x")),
+            (Table::Extents, key::extents(id, 0).to_vec(), wrap(b"")),
+        ] {
+            let found = after(&mounted(), vec![put(table, &stem, value)]);
             assert_eq!(found, [(77, format!("is not there, but has entries among {}", table.name()))]);
         }
     }

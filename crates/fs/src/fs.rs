@@ -299,6 +299,20 @@ impl Fs {
         Ok(committed)
     }
 
+    /// The same for changes of one node whose attributes are in memory already: if it fails they are again what
+    /// they were.
+    pub(crate) fn commit_node(
+        &self,
+        id: InodeId,
+        state: &mut NodeState,
+        before: Inode,
+        ops: Vec<Op>,
+    ) -> Result<(), FsError> {
+        let committed = self.commit(ops).inspect_err(|_| state.inode = before)?;
+        note_commit(id, state, &committed);
+        Ok(())
+    }
+
     /// The operation that stores a node's attributes as they may be claimed now.
     pub(crate) fn put_inode(id: InodeId, state: &NodeState) -> Op {
         Op::PutVersion { table: Table::Inode, stem: key::inode(id).to_vec(), value: state.encode_committed() }

@@ -25,8 +25,6 @@ const XATTR_CREATE: u32 = 1;
 const XATTR_REPLACE: u32 = 2;
 const O_ACCMODE: u32 = 3;
 const O_RDONLY: u32 = 0;
-/// What a file seems to take while the kernel may hold bytes of it.
-const SEEMING_BYTES: u64 = 4096;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 /// A reply tells copied bytes in 32 bits.
@@ -124,11 +122,9 @@ impl FsFace {
         match request.operation {
             O::Open { flags } if flags & O_ACCMODE == O_RDONLY => open(fs.open(node)?, self.caching(), reply),
             O::Open { .. } => {
-                open(fs.open_to_write(node)?, self.caching(), reply);
-                // It may have been told that nothing is allocated, and would not ask again.
-                if fs.getattr(node)?.allocated <= SEEMING_BYTES {
-                    reply.outdated = Some(request.node);
-                }
+                let (handle, changed) = fs.open_to_write(node)?;
+                open(handle, self.caching(), reply);
+                reply.outdated = changed.then_some(request.node);
             }
             O::Opendir => open(fs.open(node)?, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply),
             O::Create { input, name } => {
@@ -139,8 +135,9 @@ impl FsFace {
             }
             O::Tmpfile(CreateIn { mode, umask, .. }) => {
                 let made = fs.tmpfile(node, &options(request, (mode, umask)))?;
-                reply.entry(&made);
-                open(fs.open_to_write(made.id)?, self.caching(), reply);
+                let (handle, _) = fs.open_to_write(made.id)?;
+                reply.entry(&fs.getattr(made.id)?);
+                open(handle, self.caching(), reply);
             }
             O::Read(input) => {
                 let count = fs.read(HandleId(input.fh), input.offset, reply.space(input.size as usize))?;
@@ -153,7 +150,7 @@ impl FsFace {
                 reply.push(&WriteOut { size: count as u32, padding: 0 });
             }
             O::Release { handle } | O::Releasedir { handle } => {
-                reply.outdated = fs.release(HandleId(handle))?.map(|node| node.0);
+                reply.outdated = fs.release(HandleId(handle))?.then_some(request.node);
             }
             O::Fsync { handle } | O::Fsyncdir { handle } => fs.fsync(HandleId(handle))?,
             O::Readdir(input) => self.readdir(node, &input, false, reply)?,

@@ -133,6 +133,8 @@ mapped = opened("mapped"); os.ftruncate(mapped, 8 << 20)
 memory = mmap.mmap(mapped, 8 << 20); memory[3 << 20:(3 << 20) + 5] = b"bytes"
 os.close(mapped); fds["mapped"] = os.open("mapped", os.O_RDONLY)
 open("was empty", "w").close(); os.write(opened("was empty", os.O_WRONLY), b"z" * 10000)
+nameless = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o666); os.write(nameless, b"t" * 20000)
+os.link(f"/proc/self/fd/{nameless}", "given a name", src_dir_fd=nameless); fds["given a name"] = nameless
 for name, fd in fds.items():
     reader = os.open(name, os.O_RDONLY)
     print(name, map_of(reader), os.stat(name).st_blocks > 0)

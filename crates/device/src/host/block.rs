@@ -10,7 +10,7 @@ use aegisfs_base::limits::BLOCK_BYTES;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::in_use::{InUse, backing_file, in_use, rival_of_loop};
+use super::in_use::{InUse, behind_loop, in_use};
 use super::raw::{RawDevice, RawOptions, retry_interrupted};
 use super::{OpenOptions, access_flags, describe, file_type, ioctl, kind_of, open_error, until_free};
 use crate::error::{DeviceError, Operation};
@@ -46,7 +46,7 @@ impl BlockDevice {
         if file_type(&stat) != FileType::BlockDevice {
             return Err(DeviceError::NotADevice { device: describe(path) });
         }
-        let backing = guard_backing(path, stat.st_rdev, options)?;
+        let backing = guard_backing(stat.st_rdev, options)?;
         let bytes = measure(&fd, path)?;
         let options =
             RawOptions { bytes, direct: options.direct, read_only: options.read_only, name: describe(path) };
@@ -61,12 +61,11 @@ impl BlockDevice {
 
 /// The kernel gives a loop device to one opener, but not what is behind it: nobody else may use the file, by
 /// itself or through another loop device. Two that open at the same time may both be refused.
-fn guard_backing(path: &Path, number: u64, options: &OpenOptions) -> Result<Option<OwnedFd>, DeviceError> {
-    let file = backing_file(number);
-    if let Some(by) = rival_of_loop(number) {
-        return Err(DeviceError::InUse { device: describe(file.as_deref().unwrap_or(path)), by });
+fn guard_backing(number: u64, options: &OpenOptions) -> Result<Option<OwnedFd>, DeviceError> {
+    let Some((file, rival)) = behind_loop(number) else { return Ok(None) };
+    if let Some(by) = rival {
+        return Err(DeviceError::InUse { device: describe(&file), by });
     }
-    let Some(file) = file else { return Ok(None) };
     match super::file::share(&file, options) {
         Ok(locked) => Ok(Some(locked)),
         Err(DeviceError::Busy { .. }) => Err(DeviceError::Busy { device: describe(&file) }),

@@ -100,17 +100,13 @@ pub(super) fn used_through_loop(stat: &Stat) -> Option<InUse> {
     Loop::all().filter(|it| it.file == file).find_map(|it| it.used())
 }
 
-/// The file behind a loop device or a partition of one, unless it was deleted.
-pub(super) fn backing_file(number: u64) -> Option<PathBuf> {
-    let path = Loop::under(number)?.path;
-    path.exists().then_some(path)
-}
-
-/// Somebody else who uses the part of a file that a loop device, or a partition of it, gives access to.
-pub(super) fn rival_of_loop(number: u64) -> Option<InUse> {
+/// The file behind a loop device or a partition of one, unless it was deleted, and who else uses the part of it
+/// to which that gives access.
+pub(super) fn behind_loop(number: u64) -> Option<(PathBuf, Option<InUse>)> {
     let ours = Loop::under(number)?;
     let is_rival = |other: &Loop| other.name != ours.name && other.file == ours.file && other.overlaps(&ours);
-    Loop::all().filter(is_rival).find_map(|other| other.used())
+    let rival = Loop::all().filter(is_rival).find_map(|other| other.used());
+    Some((ours.path, rival))
 }
 
 /// A loop device that is attached.

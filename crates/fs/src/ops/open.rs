@@ -4,6 +4,7 @@ use super::make::{Kind, MakeOptions};
 use crate::FsError;
 use crate::fs::{Attributes, Fs, attributes};
 use crate::handle::HandleId;
+use crate::node::NodeState;
 use aegisfs_base::InodeId;
 
 impl Fs {
@@ -19,23 +20,22 @@ impl Fs {
         Ok(self.handles.open(node, false))
     }
 
-    /// Opens a file for somebody who may write to it.
+    /// Opens a file for somebody who may write to it. Says whether its attributes look otherwise since.
     ///
     /// # Errors
     /// `NotFound`, or a fault.
-    pub fn open_to_write(&self, id: InodeId) -> Result<HandleId, FsError> {
+    pub fn open_to_write(&self, id: InodeId) -> Result<(HandleId, bool), FsError> {
         if !self.options.kernel_caches {
-            return self.open(id);
+            return Ok((self.open(id)?, false));
         }
         let node = self.node(id)?;
-        {
-            let mut state = node.state.write();
-            if state.dead {
-                return Err(FsError::NotFound);
-            }
-            state.cached_writers += 1;
+        let mut state = node.state.write();
+        if state.dead {
+            return Err(FsError::NotFound);
         }
-        Ok(self.handles.open(node, true))
+        let changed = changes_looks(id, &mut state, |state| state.cached_writers += 1);
+        drop(state);
+        Ok((self.handles.open(node, true), changed))
     }
 
     /// Whether the kernel may hold bytes of a file that have not reached us.
@@ -54,24 +54,26 @@ impl Fs {
         options: &MakeOptions,
     ) -> Result<(Attributes, HandleId), FsError> {
         let made = self.make(parent, name, Kind::File, options)?;
-        let handle = self.open_to_write(made.id)?;
+        let (handle, _) = self.open_to_write(made.id)?;
         Ok((self.getattr(made.id)?, handle))
     }
 
-    /// Closes a handle. Returns the inode if its attributes look otherwise than while it was open.
+    /// Closes a handle. Says whether the inode's attributes look otherwise since.
     ///
     /// # Errors
     /// `BadHandle`.
-    pub fn release(&self, handle: HandleId) -> Result<Option<InodeId>, FsError> {
+    pub fn release(&self, handle: HandleId) -> Result<bool, FsError> {
         let (node, writes_cached) = self.handles.close(handle).ok_or(FsError::BadHandle)?;
-        let mut changed = None;
-        if writes_cached {
-            let mut state = node.state.write();
-            let before = attributes(node.id, &state);
-            state.cached_writers -= 1;
-            changed = (attributes(node.id, &state) != before).then_some(node.id);
-        }
+        let changed = writes_cached
+            && changes_looks(node.id, &mut node.state.write(), |state| state.cached_writers -= 1);
         self.drop_if_unused(&node);
         Ok(changed)
     }
+}
+
+/// Changes a node; says whether a caller sees that in its attributes.
+fn changes_looks(id: InodeId, state: &mut NodeState, change: impl FnOnce(&mut NodeState)) -> bool {
+    let before = attributes(id, state);
+    change(state);
+    attributes(id, state) != before
 }

@@ -87,13 +87,7 @@ impl Fs {
             let stem = key::xattr(id, acl::ACCESS);
             ops.push(Op::PutVersion { table: Table::Xattr, stem, value: value::wrap(&acl.encode()) });
         }
-        match self.commit(ops) {
-            Ok(committed) => note_commit(id, &mut state, &committed),
-            Err(error) => {
-                state.inode = before;
-                return Err(error);
-            }
-        }
+        self.commit_node(id, &mut state, before, ops)?;
         Ok(attributes(id, &state))
     }
 
@@ -165,16 +159,8 @@ impl Fs {
             self.keep_for_later(node, state);
             return Ok(());
         }
-        match self.commit(vec![Self::put_inode(node.id, state)]) {
-            Ok(committed) => {
-                note_commit(node.id, state, &committed);
-                Ok(())
-            }
-            Err(error) => {
-                state.inode = before;
-                Err(error)
-            }
-        }
+        let ops = vec![Self::put_inode(node.id, state)];
+        self.commit_node(node.id, state, before, ops)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::FsError;
 use crate::acl::{self, Acl};
-use crate::fs::{Fs, HEAD, note_commit};
+use crate::fs::{Fs, HEAD};
 use crate::node::{S_IFLNK, S_IFMT, S_ISGID};
 use aegisfs_base::InodeId;
 use aegisfs_base::limits::{NAME_BYTES_MAX, XATTR_BYTES_MAX};
@@ -56,14 +56,8 @@ impl Fs {
         state.inode.ctime = self.now();
         let put =
             Op::PutVersion { table: Table::Xattr, stem: key::xattr(id, name), value: value::wrap(content) };
-        match self.commit(vec![put, Self::put_inode(id, &state)]) {
-            Ok(committed) => note_commit(id, &mut state, &committed),
-            Err(error) => {
-                state.inode = before;
-                return Err(error);
-            }
-        }
-        Ok(())
+        let ops = vec![put, Self::put_inode(id, &state)];
+        self.commit_node(id, &mut state, before, ops)
     }
 
     /// Sets an ACL, and with it the mode. One that the mode says as well is not kept. With `drops_setgid` the
@@ -110,14 +104,7 @@ impl Fs {
         }
         state.inode.ctime = self.now();
         ops.push(Self::put_inode(id, &state));
-        match self.commit(ops) {
-            Ok(committed) => note_commit(id, &mut state, &committed),
-            Err(error) => {
-                state.inode = before;
-                return Err(error);
-            }
-        }
-        Ok(())
+        self.commit_node(id, &mut state, before, ops)
     }
 
     /// An ACL of an inode, if it has one that says more than its mode.
@@ -180,14 +167,8 @@ impl Fs {
         let before = state.inode;
         state.inode.ctime = self.now();
         let remove = Op::RemoveVersion { table: Table::Xattr, stem: key::xattr(id, name) };
-        match self.commit(vec![remove, Self::put_inode(id, &state)]) {
-            Ok(committed) => note_commit(id, &mut state, &committed),
-            Err(error) => {
-                state.inode = before;
-                return Err(error);
-            }
-        }
-        Ok(())
+        let ops = vec![remove, Self::put_inode(id, &state)];
+        self.commit_node(id, &mut state, before, ops)
     }
 
     pub(super) fn stored_xattr(&self, id: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>, FsError> {

@@ -60,7 +60,7 @@ impl Store {
                     Seen::Shard(shard) => {
                         report.problems.extend(slot.problems(*id));
                         slot = Slot { place: shard.place, ..Slot::default() };
-                        if self.pool.readable(shard.place) && !self.is_unmended(shard.place, 0) {
+                        if self.pool.readable(shard.place) {
                             slot.found.extend(shard.problem);
                         }
                     }

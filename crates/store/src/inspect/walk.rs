@@ -238,6 +238,9 @@ impl Walk<'_> {
 
     fn header_problem(&self) -> Option<String> {
         let pool = &self.store.pool;
+        if self.store.is_unmended(self.place, 0) {
+            return None;
+        }
         match pool.wrong_header(self.place, self.id, self.segment.shards, self.number) {
             Ok(wrong) => wrong.map(|(_, problem)| problem),
             Err(error) => Some(error.to_string()),
