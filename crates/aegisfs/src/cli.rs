@@ -44,6 +44,9 @@ pub(crate) enum Command {
     /// Serve a filesystem that keeps nothing, to measure what the way through the kernel costs.
     #[command(hide = true)]
     NullMount {
+        /// Through io_uring.
+        #[arg(long)]
+        io_uring: bool,
         /// The mount point.
         mount: PathBuf,
     },

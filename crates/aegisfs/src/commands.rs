@@ -33,11 +33,12 @@ pub(crate) fn living(mount: &std::path::Path) -> Result<control::Client, Failure
 }
 
 /// Serves the null filesystem until it is unmounted.
-fn null_mount(mount: &std::path::Path) -> Result<ExitCode, Failure> {
+fn null_mount(mount: &std::path::Path, rings: bool) -> Result<ExitCode, Failure> {
     let options = aegisfs_fuse::MountOptions { source: "null".into(), ..Default::default() };
     let (_mounted, connection) = aegisfs_fuse::Mount::new(mount, &options)?;
     let face = aegisfs_fuse::NullFace::default();
-    aegisfs_fuse::Session::start(connection, face, aegisfs_fuse::SessionOptions::default())?.wait();
+    let session = aegisfs_fuse::SessionOptions { rings, ..Default::default() };
+    aegisfs_fuse::Session::start(connection, face, session)?.wait();
     Ok(ExitCode::SUCCESS)
 }
 
@@ -51,7 +52,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Sync { mount } => sync::run(&mount, json),
         Command::Status { target } => status::run(target.as_deref(), json),
         Command::Usage { mount } => usage::run(&mount, json),
-        Command::NullMount { mount } => null_mount(&mount),
+        Command::NullMount { mount, io_uring } => null_mount(&mount, io_uring),
         Command::Check { device } => check::run(&device, json),
         Command::Inspect(args) => inspect::run(&args, json),
     }

@@ -3,7 +3,7 @@
 use crate::control::{Server, Service};
 use crate::failure::{Exit, Failure};
 use crate::mount_options::Options;
-use crate::settings::Settings;
+use crate::settings::{Rings, Settings};
 use crate::{devices, output, panics, places};
 use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_fs::{Flusher, Fs, FsOptions};
@@ -71,6 +71,7 @@ impl Service for Daemon {
             list.into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect::<serde_json::Map<_, _>>()
         };
         let opcodes = self.session.counts().into_iter().map(|c| (c.name, c.count)).collect();
+        let ring_threads = self.session.ring_threads();
         let log = self.store.log_counts();
         let (hits, misses) = self.store.cache_counts();
         let (handles, nodes) = self.fs.open_counts();
@@ -79,6 +80,8 @@ impl Service for Daemon {
             "pool": superblock.pool.to_string(),
             "label": superblock.label,
             "dirty_bytes": self.fs.dirty_bytes(),
+            "transport": if ring_threads > 0 { "io_uring" } else { "/dev/fuse" },
+            "ring_threads": ring_threads,
             "open_handles": handles,
             "inodes_in_memory": nodes,
             "opcodes": Value::Object(count(opcodes)),
@@ -184,6 +187,7 @@ fn start(
     panics::guard(&store);
     let writable = store.check_writable().is_ok();
     let writeback = settings.writeback(options.writeback);
+    let rings = choose_rings(settings.rings(options.rings.as_deref())?)?;
     // What the kernel may hold and has not told us of yet.
     let soft_reserve_bytes = if writeback { KERNEL_DIRTY_BYTES_MAX } else { 0 };
     let fs_options = FsOptions {
@@ -200,7 +204,7 @@ fn start(
     let mut kernel = options.kernel.clone();
     kernel.read_only = !writable;
     let (mounted, connection) = Mount::new(mount, &kernel)?;
-    let session_options = SessionOptions { writeback, ..SessionOptions::default() };
+    let session_options = SessionOptions { writeback, rings, ..SessionOptions::default() };
     let session = Session::start(connection, FsFace::new(Arc::clone(&fs)), session_options)?;
     // The first request waits for the negotiation; an answer means that the mount is alive.
     std::fs::metadata(mount)?;
@@ -219,6 +223,23 @@ fn start(
     let _ = std::fs::remove_file(places::last_words(&uuid));
     let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
     Ok(Running { server, flusher, service, daemon })
+}
+
+/// Whether requests are to come through io_uring.
+fn choose_rings(wanted: Rings) -> Result<bool, Failure> {
+    match (wanted, aegisfs_fuse::rings_available()) {
+        (Rings::Off, _) => Ok(false),
+        (_, Ok(())) => Ok(true),
+        (Rings::Auto, Err(reason)) => {
+            tracing::info!(reason, "requests come through /dev/fuse");
+            Ok(false)
+        }
+        (Rings::On, Err(reason)) => {
+            let message = format!("requests cannot come through io_uring: {reason}");
+            let hint = "root can turn it on in the kernel by mounting so; io_uring=auto goes on without it";
+            Err(Failure::new("E_IO_URING", Exit::Failed, message).hint(hint))
+        }
+    }
 }
 
 /// What only root can set of a mount, after it is made.

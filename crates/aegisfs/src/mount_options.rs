@@ -12,6 +12,8 @@ pub(crate) struct Options {
     pub(crate) writeback: Option<bool>,
     /// Which writes are read back; as the settings say when not given.
     pub(crate) verify: Option<String>,
+    /// Whether requests come through io_uring; as the settings say when not given.
+    pub(crate) rings: Option<String>,
     /// Mount without devices that should be there.
     pub(crate) degraded: bool,
     /// Mount over a directory that has entries.
@@ -60,8 +62,15 @@ impl Options {
     }
 
     fn over(kernel: MountOptions, lists: &[String]) -> Result<Self, Failure> {
-        let mut options =
-            Self { kernel, writeback: None, verify: None, degraded: false, nonempty: false, remount: false };
+        let mut options = Self {
+            kernel,
+            writeback: None,
+            verify: None,
+            rings: None,
+            degraded: false,
+            nonempty: false,
+            remount: false,
+        };
         for option in lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
             options.take(option)?;
         }
@@ -87,6 +96,7 @@ impl Options {
             ("writeback", Some("off")) => self.writeback = Some(false),
             ("remount", None) => self.remount = true,
             ("verify", Some(mode)) => self.verify = Some(mode.to_owned()),
+            ("io_uring", Some(mode)) => self.rings = Some(mode.to_owned()),
             ("degraded", None) => self.degraded = true,
             ("nonempty", None) => self.nonempty = true,
             // What mount(8) and systemd keep for themselves.
@@ -100,7 +110,7 @@ impl Options {
             ("user_id" | "group_id" | "max_read" | "blksize", Some(_)) => {}
             _ => {
                 return Err(Failure::usage(format!("mount option '{option}' is not known")).hint(
-                    "known are ro, rw, nosuid, nodev, noexec, noatime, writeback=on|off, verify=off|sample|full, degraded, nonempty",
+                    "known are ro, rw, nosuid, nodev, noexec, noatime, writeback=on|off, verify=off|sample|full, io_uring=on|off|auto, degraded, nonempty",
                 ));
             }
         }

@@ -33,12 +33,20 @@ struct Key {
 }
 
 /// Every setting, in the order of the manual.
-const KEYS: [Key; 10] = [
+const KEYS: [Key; 11] = [
     Key { section: "mount", name: "writeback", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key {
         section: "mount",
         name: "verify",
         kind: Kind::Choice(&["off", "sample", "full"]),
+        built_in: 0,
+        min: 0,
+        max: 2,
+    },
+    Key {
+        section: "mount",
+        name: "io_uring",
+        kind: Kind::Choice(&["auto", "on", "off"]),
         built_in: 0,
         min: 0,
         max: 2,
@@ -129,6 +137,17 @@ impl Source {
             Self::Flag => "flag",
         }
     }
+}
+
+/// Whether requests come through io_uring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rings {
+    /// If the kernel allows it.
+    Auto,
+    /// Or else no mount.
+    On,
+    /// Never.
+    Off,
 }
 
 /// The settings in force.
@@ -231,6 +250,15 @@ impl Settings {
     pub(crate) fn verify(&mut self, given: &str) -> Result<(), Failure> {
         let taken = self.take("mount.verify", given, Source::Flag);
         taken.map_err(|(message, hint)| Failure { hint, ..Failure::usage(message) })
+    }
+
+    /// Whether requests come through io_uring; `given` is what the mount's own options say.
+    pub(crate) fn rings(&mut self, given: Option<&str>) -> Result<Rings, Failure> {
+        if let Some(given) = given {
+            let taken = self.take("mount.io_uring", given, Source::Flag);
+            taken.map_err(|(message, hint)| Failure { hint, ..Failure::usage(message) })?;
+        }
+        Ok([Rings::Auto, Rings::On, Rings::Off][self.number("mount.io_uring") as usize])
     }
 
     /// For the filesystem.

@@ -99,6 +99,12 @@ wire! {
     }
     StatxOut [288] { attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [u64; 2], stat: Statx, }
     Dirent [24] { ino: u64, off: u64, namelen: u32, kind: u32, }
+    /// What a ring hands over beside names and data: the header of the request or of the reply, the structure
+    /// of the opcode, and what belongs to the place in the ring.
+    RingHeaders [288] { in_out: [u64; 16], op_in: [u64; 16], place: RingPlace, }
+    RingPlace [32] { flags: u64, commit_id: u64, payload_bytes: u32, padding: u32, reserved: u64, }
+    /// Goes with each command of a ring.
+    RingCommand [24] { flags: u64, commit_id: u64, queue: u16, padding: [u8; 6], }
 }
 
 /// What a session may ask for; 64 bits over the two flag words.
@@ -121,6 +127,13 @@ pub(crate) mod init {
     pub(crate) const INIT_EXT: u64 = 1 << 30;
     pub(crate) const HAS_EXPIRE_ONLY: u64 = 1 << 35;
     pub(crate) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    pub(crate) const OVER_IO_URING: u64 = 1 << 41;
+}
+
+/// Commands of a ring: offer a place for a request, and answer one and wait for the next.
+pub(crate) mod ring {
+    pub(crate) const REGISTER: u32 = 1;
+    pub(crate) const COMMIT_AND_FETCH: u32 = 2;
 }
 
 /// Bits of `SetattrIn::valid`.

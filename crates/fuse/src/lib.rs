@@ -5,7 +5,7 @@
 //! - [`Handler`] answers requests; [`FsFace`] does so with a real filesystem, [`NullFace`] with as little
 //!   as the kernel accepts, so that a benchmark can tell the transport from the store
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod abi;
 mod counters;
@@ -26,4 +26,4 @@ pub use mount_table::{MountEntry, find_mount, is_fuse_mount};
 pub use null::NullFace;
 pub use reply::Reply;
 pub use request::{Operation, Request, RequestError};
-pub use session::{Handler, Session, SessionOptions};
+pub use session::{Handler, Session, SessionOptions, allow_rings, rings_available};

@@ -16,11 +16,23 @@ pub struct Reply {
     bytes: Vec<u8>,
     /// Bytes of this reply, its header included.
     length: usize,
+    /// The kernel knows where the bytes lie: they never move.
+    bound: bool,
     /// The inode whose attributes the kernel is told to forget first.
     pub(crate) outdated: Option<u64>,
 }
 
 impl Reply {
+    /// A reply whose body has room for so many bytes and never moves, so that the kernel may read and write it.
+    pub(crate) fn with_room(bytes: usize) -> Self {
+        Self { bytes: vec![0; HEADER_BYTES + bytes], length: HEADER_BYTES, bound: true, outdated: None }
+    }
+
+    /// The room for the body. It holds what was left there.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[HEADER_BYTES..]
+    }
+
     /// Starts over.
     pub(crate) fn clear(&mut self) {
         self.length = 0;
@@ -48,6 +60,7 @@ impl Reply {
         let start = self.length;
         self.length += count;
         if self.bytes.len() < self.length {
+            assert!(!self.bound, "a reply of {} bytes outgrows its place", self.length);
             self.bytes.resize(self.length, 0);
         }
         &mut self.bytes[start..self.length]
@@ -66,13 +79,23 @@ impl Reply {
 
     /// Puts the header in front; an error has no body.
     pub(crate) fn finish(&mut self, unique: u64, outcome: Result<(), Errno>) -> &[u8] {
+        let header = self.header(unique, outcome);
+        self.bytes[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+        &self.bytes[..self.length]
+    }
+
+    /// The header, for whoever hands it over by itself; an error has no body.
+    pub(crate) fn header(&mut self, unique: u64, outcome: Result<(), Errno>) -> OutHeader {
         if outcome.is_err() {
             self.length = HEADER_BYTES;
         }
         let error = outcome.err().map_or(0, |errno| -errno.0);
-        let header = OutHeader { len: self.length as u32, error, unique };
-        self.bytes[..HEADER_BYTES].copy_from_slice(header.as_bytes());
-        &self.bytes[..self.length]
+        OutHeader { len: self.length as u32, error, unique }
+    }
+
+    /// The body so far.
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.bytes[HEADER_BYTES..self.length]
     }
 
     pub(crate) fn entry(&mut self, attributes: &Attributes) {

@@ -148,14 +148,19 @@ pub enum Operation<'a> {
 /// A cursor over a request's body.
 struct Body<'a> {
     opcode: u32,
+    /// The structure of the opcode, where it lies apart from what follows it.
+    head: Option<&'a [u8]>,
     rest: &'a [u8],
 }
 
 impl<'a> Body<'a> {
     fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T, RequestError> {
-        let (value, rest) =
-            T::read_from_prefix(self.rest).map_err(|_| RequestError::Short { opcode: self.opcode })?;
-        self.rest = rest;
+        let head = self.head.take();
+        let (value, rest) = T::read_from_prefix(head.unwrap_or(self.rest))
+            .map_err(|_| RequestError::Short { opcode: self.opcode })?;
+        if head.is_none() {
+            self.rest = rest;
+        }
         Ok(value)
     }
 
@@ -188,14 +193,28 @@ impl<'a> Request<'a> {
             return Err(RequestError::Short { opcode });
         }
         let rest = &rest[..header.len as usize - size_of::<InHeader>()];
-        let mut body = Body { opcode, rest };
+        Self::new(&header, Body { opcode, head: None, rest })
+    }
+
+    /// Reads a request that came in three parts, as rings hand them over: header, the structure of its opcode,
+    /// and what follows that.
+    ///
+    /// # Errors
+    /// When they are not one.
+    pub(crate) fn decode_parts(header: &[u8], head: &'a [u8], rest: &'a [u8]) -> Result<Self, RequestError> {
+        let (header, _) =
+            InHeader::read_from_prefix(header).map_err(|_| RequestError::Short { opcode: 0 })?;
+        Self::new(&header, Body { opcode: header.opcode, head: Some(head), rest })
+    }
+
+    fn new(header: &InHeader, mut body: Body<'a>) -> Result<Self, RequestError> {
         Ok(Self {
             unique: header.unique,
             node: header.nodeid,
             uid: header.uid,
             gid: header.gid,
-            opcode,
-            operation: decode_operation(opcode, &mut body)?,
+            opcode: header.opcode,
+            operation: decode_operation(header.opcode, &mut body)?,
         })
     }
 }
@@ -304,6 +323,28 @@ mod tests {
         assert_eq!(Request::decode(&short).unwrap_err(), RequestError::Short { opcode: 16 });
         let batch = BatchForgetIn { count: u32::MAX, dummy: 0 };
         assert!(Request::decode(&request(42, batch.as_bytes())).is_err());
+    }
+
+    /// Both transports bring the same request.
+    #[test]
+    fn parts_are_read_like_one_piece() {
+        let write = WriteIn { fh: 3, offset: 5, size: 4, ..WriteIn::default() };
+        let rename = Rename2In { newdir: 9, flags: 1, padding: 0 };
+        let cases: [(u32, &[u8], &[u8]); 4] = [
+            (16, write.as_bytes(), b"data"),
+            (45, rename.as_bytes(), b"old\0new\0"),
+            (1, &[], b"name\0"),
+            (17, &[], &[]),
+        ];
+        for (opcode, head, rest) in cases {
+            let bytes = request(opcode, &[head, rest].concat());
+            let mut room = [0u8; 128];
+            room[..head.len()].copy_from_slice(head);
+            let parts = Request::decode_parts(&bytes[..40], &room, rest).unwrap();
+            assert_eq!(format!("{parts:?}"), format!("{:?}", Request::decode(&bytes).unwrap()));
+        }
+        assert!(Request::decode_parts(&request(16, &[])[..40], write.as_bytes(), b"dat").is_err());
+        assert!(Request::decode_parts(&[1; 39], &[0; 128], &[]).is_err());
     }
 
     #[test]

@@ -1,4 +1,10 @@
-//! A session: negotiation, then reader threads that each run a request to its end.
+//! A session: negotiation, then threads that each run a request to its end.
+//!
+//! - [`device`] reads requests from /dev/fuse, which every kernel has, and which some of them always take
+//! - [`rings`] takes them through io_uring, on the processor of whoever asks
+
+mod device;
+mod rings;
 
 use crate::abi::{
     InitIn, InitOut, MINOR_MIN, NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader, VERSION, init,
@@ -7,19 +13,19 @@ use crate::counters::{Counters, OpcodeCount, opcode_name};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use aegisfs_fs::Errno;
+use rings::Rings;
+pub use rings::{allow_rings, rings_available};
 use rustix::io::Errno as Io;
 use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use zerocopy::IntoBytes;
 
 /// Largest write and read; measured as the knee of throughput.
 const TRANSFER_BYTES: u32 = 1 << 20;
-/// Room for a request's header besides the largest write.
-const REQUEST_ROOM: usize = 64 << 10;
 /// Requests that the kernel sends without waiting, and from when on it slows down.
 const BACKGROUND: (u16, u16) = (64, 48);
 const EPROTO: Errno = Errno(71);
@@ -51,8 +57,10 @@ pub trait Handler: Send + Sync + 'static {
 pub struct SessionOptions {
     /// Let the kernel keep written data for a while.
     pub writeback: bool,
-    /// Reader threads.
+    /// Threads that read from /dev/fuse.
     pub threads: usize,
+    /// Take requests through io_uring, if the kernel offers it.
+    pub rings: bool,
 }
 
 impl Default for SessionOptions {
@@ -61,6 +69,7 @@ impl Default for SessionOptions {
             writeback: true,
             // Two for each core: one may wait for a device while the other works. More make streams slower.
             threads: std::thread::available_parallelism().map_or(4, |cores| 2 * cores.get()).clamp(4, 16),
+            rings: false,
         }
     }
 }
@@ -72,12 +81,13 @@ struct Shared<H> {
     counters: Counters,
     /// Requests that wait until the kernel has written back.
     aside: Mutex<Sender<Vec<u8>>>,
+    rings: Rings,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// The running threads.
 pub struct Session<H: Handler> {
     shared: Arc<Shared<H>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
     aside: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -88,18 +98,23 @@ impl<H: Handler> Session<H> {
     /// When a thread cannot be started.
     pub fn start(device: OwnedFd, handler: H, options: SessionOptions) -> std::io::Result<Self> {
         let (sender, requests) = channel();
-        let counters = Counters::default();
-        let shared = Arc::new(Shared { device, handler, options, counters, aside: Mutex::new(sender) });
+        let shared = Arc::new(Shared {
+            device,
+            handler,
+            options,
+            counters: Counters::default(),
+            aside: Mutex::new(sender),
+            rings: Rings::new(),
+            threads: Mutex::default(),
+        });
         let worker = Arc::clone(&shared);
         let aside = std::thread::Builder::new().name("fuse-aside".into());
-        let aside = aside.spawn(move || answer_aside(&worker, &requests))?;
-        let mut threads = Vec::new();
+        let aside = aside.spawn(move || device::answer_aside(&worker, &requests))?;
         for number in 0..options.threads.max(1) {
-            let shared = Arc::clone(&shared);
-            let builder = std::thread::Builder::new().name(format!("fuse-{number}"));
-            threads.push(builder.spawn(move || serve(&shared))?);
+            let worker = Arc::clone(&shared);
+            shared.spawn(format!("fuse-{number}"), move || device::serve(&worker))?;
         }
-        Ok(Self { shared, threads: Mutex::new(threads), aside: Mutex::new(Some(aside)) })
+        Ok(Self { shared, aside: Mutex::new(Some(aside)) })
     }
 
     /// What answers the requests.
@@ -112,16 +127,21 @@ impl<H: Handler> Session<H> {
         self.shared.counters.all()
     }
 
+    /// The threads that take requests through io_uring; none where /dev/fuse brings them all.
+    pub fn ring_threads(&self) -> usize {
+        self.shared.rings.threads()
+    }
+
     /// Waits until the kernel ends the connection, which it does when the mount goes, and the last request
     /// has run to its end.
     pub fn wait(&self) {
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
+        // A thread may start another one before it ends.
+        while let Some(thread) = { lock(&self.shared.threads).pop() } {
             if thread.join().is_err() {
                 tracing::error!("a thread that serves requests died");
             }
         }
-        let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let aside = lock(&self.aside).take();
         // An empty request is the last one.
         self.shared.set_aside(Vec::new());
         if aside.is_some_and(|thread| thread.join().is_err()) {
@@ -130,29 +150,20 @@ impl<H: Handler> Session<H> {
     }
 }
 
-fn serve<H: Handler>(shared: &Shared<H>) {
-    let mut buffer = vec![0u8; TRANSFER_BYTES as usize + REQUEST_ROOM];
-    let mut reply = Reply::default();
-    loop {
-        let count = match rustix::io::read(shared.device.as_fd(), &mut buffer[..]) {
-            Ok(count) => count,
-            // A request was withdrawn, or a signal came.
-            Err(Io::NOENT | Io::INTR | Io::AGAIN) => continue,
-            Err(Io::NODEV) => break,
-            Err(error) => {
-                tracing::error!(%error, "requests can no longer be read");
-                break;
-            }
-        };
-        answer(shared, &buffer[..count], &mut reply);
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<H: Handler> Shared<H> {
+impl<H> Shared<H> {
+    fn spawn(&self, name: String, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let thread = std::thread::Builder::new().name(name).spawn(work)?;
+        lock(&self.threads).push(thread);
+        Ok(())
+    }
+
     fn set_aside(&self, request: Vec<u8>) {
-        let sender = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
         // Its thread only ends when told to.
-        let _ = sender.send(request);
+        let _ = lock(&self.aside).send(request);
     }
 
     /// Tells the kernel that what it keeps of an inode no longer holds: its attributes, and with an offset the
@@ -171,62 +182,33 @@ impl<H: Handler> Shared<H> {
     }
 }
 
-/// Answers requests one after the other, each when the kernel has written back what it holds of the file.
-fn answer_aside<H: Handler>(shared: &Shared<H>, requests: &Receiver<Vec<u8>>) {
-    let mut reply = Reply::default();
-    for bytes in requests {
-        let Ok(request) = Request::decode(&bytes) else { return };
-        // From the first byte on: only then is the end known too.
-        shared.invalidate(request.node, Some(0));
-        reply.clear();
-        let outcome = handle(&shared.handler, &request, &mut reply);
-        send(shared, &request, &mut reply, outcome);
-    }
+/// What becomes of a request.
+enum Answer {
+    /// The reply, or an error.
+    Now(Result<(), Errno>),
+    /// Once the kernel has written back what it holds of the file.
+    WrittenBack,
+    /// The kernel expects none.
+    None,
 }
 
-fn answer<H: Handler>(shared: &Shared<H>, bytes: &[u8], reply: &mut Reply) {
-    reply.clear();
-    let request = match Request::decode(bytes) {
-        Ok(request) => request,
-        Err(error) => {
-            tracing::error!(%error, "the kernel sent what cannot be read");
-            return;
-        }
-    };
+/// Answers what does not depend on the way by which a request came.
+fn answer<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Reply) -> Answer {
     shared.counters.note(request.opcode);
-    let outcome = match &request.operation {
-        Operation::Init(input) => negotiate(input, shared.options, reply),
+    match &request.operation {
         // With a writeback cache the kernel has already written, and reported errors, by itself; it does
         // not ask again after this answer.
-        Operation::Flush if shared.options.writeback => Err(ENOSYS),
-        Operation::Flush | Operation::Destroy => Ok(()),
+        Operation::Flush if shared.options.writeback => Answer::Now(Err(ENOSYS)),
+        Operation::Flush | Operation::Destroy => Answer::Now(Ok(())),
         // Requests run to their end; there is nothing to interrupt.
-        Operation::Interrupt { .. } => return,
+        Operation::Interrupt { .. } => Answer::None,
         Operation::Forget { .. } | Operation::BatchForget { .. } => {
-            // No answer is expected.
-            let _ = handle(&shared.handler, &request, reply);
-            return;
+            let _ = handle(&shared.handler, request, reply);
+            Answer::None
         }
-        Operation::Other => Err(ENOSYS),
-        _ if shared.handler.needs_written_back(&request) => return shared.set_aside(bytes.to_vec()),
-        _ => handle(&shared.handler, &request, reply),
-    };
-    send(shared, &request, reply, outcome);
-}
-
-fn send<H: Handler>(
-    shared: &Shared<H>,
-    request: &Request<'_>,
-    reply: &mut Reply,
-    outcome: Result<(), Errno>,
-) {
-    if let Some(node) = reply.outdated {
-        shared.invalidate(node, None);
-    }
-    let bytes = reply.finish(request.unique, outcome);
-    match rustix::io::write(shared.device.as_fd(), bytes) {
-        Ok(_) | Err(Io::NOENT | Io::NODEV) => {}
-        Err(error) => tracing::error!(%error, opcode = request.opcode, "a reply was refused"),
+        Operation::Other => Answer::Now(Err(ENOSYS)),
+        _ if shared.handler.needs_written_back(request) => Answer::WrittenBack,
+        _ => Answer::Now(handle(&shared.handler, request, reply)),
     }
 }
 
@@ -250,7 +232,8 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Result<(), Errno> {
+/// Agrees on the protocol. Says whether requests will come through rings.
+fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Result<bool, Errno> {
     if input.major != VERSION.0 || input.minor < MINOR_MIN {
         tracing::error!(major = input.major, minor = input.minor, "the kernel's protocol is too old");
         return Err(EPROTO);
@@ -276,6 +259,9 @@ fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Resu
     if options.writeback {
         wanted |= init::WRITEBACK_CACHE;
     }
+    if options.rings {
+        wanted |= init::OVER_IO_URING;
+    }
     let flags = wanted & offered;
     reply.push(&InitOut {
         major: VERSION.0,
@@ -290,7 +276,7 @@ fn negotiate(input: &InitIn, options: SessionOptions, reply: &mut Reply) -> Resu
         flags2: (flags >> 32) as u32,
         ..InitOut::default()
     });
-    Ok(())
+    Ok(flags & init::OVER_IO_URING != 0)
 }
 
 #[cfg(test)]
@@ -334,10 +320,13 @@ mod tests {
             options: SessionOptions::default(),
             counters: Counters::default(),
             aside: Mutex::new(channel().0),
+            rings: Rings::new(),
+            threads: Mutex::default(),
         };
+        let shared = Arc::new(shared);
         let mut reply = Reply::default();
         let mut answered = |bytes: &[u8]| {
-            answer(&shared, bytes, &mut reply);
+            device::take(&shared, bytes, &mut reply);
             let mut buffer = [0u8; 256];
             let count = rustix::io::read(&kernel, &mut buffer[..]).unwrap();
             let error = i32::from_ne_bytes(buffer[4..8].try_into().unwrap());

@@ -3,7 +3,7 @@
 use crate::cli::MountArgs;
 use crate::failure::{Exit, Failure};
 use crate::mount_options::Options;
-use crate::settings::Settings;
+use crate::settings::{Rings, Settings};
 use crate::{control, daemon, devices, output, places};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
@@ -20,17 +20,20 @@ pub(crate) struct Mounted {
     device: PathBuf,
     mount: PathBuf,
     done: &'static str,
+    /// What else has changed on this machine.
+    note: Option<&'static str>,
 }
 
 /// Mounts, and says so.
 pub(crate) fn run(args: &MountArgs, as_json: bool) -> Result<ExitCode, Failure> {
-    let Mounted { device, mount, done } = mount(args)?;
+    let Mounted { device, mount, done, note } = mount(args)?;
     if !args.foreground {
         let line = format!("{done} {} on {}", device.display(), mount.display());
-        let mut answer = json!({});
+        let mut answer = json!({ "note": note });
         output::put_path(&mut answer, "device", &device);
         output::put_path(&mut answer, "mount", &mount);
-        output::print(as_json, answer, &[line]);
+        let lines: Vec<String> = [line].into_iter().chain(note.map(str::to_owned)).collect();
+        output::print(as_json, answer, &lines);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -42,14 +45,14 @@ pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
     if options.remount {
         let mount = places::canonical(args.mount.as_ref().unwrap_or(&args.device));
         let device = super::remount::run(&mount, &args.options)?;
-        return Ok(Mounted { device, mount, done: "remounted" });
+        return Ok(Mounted { device, mount, done: "remounted", note: None });
     }
     let Some(directory) = &args.mount else {
         return Err(
             Failure::usage("the directory to mount on is missing").hint("say aegisfs mount DEVICE MNT")
         );
     };
-    let settings = Settings::load(args.config.as_deref(), &args.settings)?;
+    let mut settings = Settings::load(args.config.as_deref(), &args.settings)?;
     let mount = prepare_mount_point(directory, options.nonempty)?;
     let device = devices::resolve(&args.device)?;
     if !device.exists() {
@@ -57,13 +60,23 @@ pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
         return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
     }
     let device = std::fs::canonicalize(device)?;
+    let note = allow_rings(settings.rings(options.rings.as_deref())?);
     if args.foreground {
         serve(&device, &mount, &options, settings)?;
     } else {
         start_daemon(args, &device, &mount, settings.file())?;
         devices::remember(&device);
     }
-    Ok(Mounted { device, mount, done: "mounted" })
+    Ok(Mounted { device, mount, done: "mounted", note })
+}
+
+/// When io_uring is asked for by name, root turns it on in the kernel, and is told so.
+fn allow_rings(wanted: Rings) -> Option<&'static str> {
+    let root = rustix::process::geteuid().is_root();
+    if wanted == Rings::On && root && aegisfs_fuse::allow_rings().is_ok_and(|changed| changed) {
+        return Some("FUSE over io_uring was off in the kernel and is now on, for all filesystems");
+    }
+    None
 }
 
 /// The log of a mount, named after its mount point.

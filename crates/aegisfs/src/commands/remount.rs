@@ -18,10 +18,14 @@ pub(super) fn run(mount: &Path, lists: &[String]) -> Result<PathBuf, Failure> {
     let daemon = living(mount)?;
     let options = Options::parse_over(&entry, lists)?;
     let writeback = daemon.status["settings"]["mount"]["writeback"]["value"].as_bool();
-    let verify = &daemon.status["settings"]["mount"]["verify"]["value"];
+    let differs = |name: &str, asked: &Option<String>| {
+        let value = &daemon.status["settings"]["mount"][name]["value"];
+        asked.as_ref().is_some_and(|asked| *value != **asked)
+    };
     let fixed = [
         ("writeback", options.writeback.is_some() && options.writeback != writeback),
-        ("verify", options.verify.as_ref().is_some_and(|asked| *verify != **asked)),
+        ("verify", differs("verify", &options.verify)),
+        ("io_uring", differs("io_uring", &options.rings)),
     ];
     if let Some((name, _)) = fixed.iter().find(|(_, changes)| *changes) {
         let message = format!("{name} cannot be changed while it is mounted");

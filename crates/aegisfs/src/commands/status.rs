@@ -42,6 +42,7 @@ fn lines(status: &Value) -> Vec<String> {
         format!("{} on {} ({})", text("device"), text("mount"), state(status)),
         format!("  pool     {}", text("pool")),
         format!("  daemon   process {}, log {}", status["pid"], text("log")),
+        format!("  kernel   through {}", text("transport")),
         format!("  unsaved  {} bytes", status["dirty_bytes"]),
     ];
     if let Some(reason) = status["poisoned"].as_str() {

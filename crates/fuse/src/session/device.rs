@@ -1,0 +1,90 @@
+//! Requests from /dev/fuse: reader threads, and one aside for what has to wait for the kernel.
+//!
+//! With rings it still brings the negotiation, what the kernel forgets, and interruptions.
+
+use super::{Answer, Handler, Shared, TRANSFER_BYTES, answer, handle, negotiate, rings};
+use crate::reply::Reply;
+use crate::request::{Operation, Request};
+use aegisfs_fs::Errno;
+use rustix::io::Errno as Io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+/// Room for a request's header besides the largest write.
+const REQUEST_ROOM: usize = 64 << 10;
+
+/// Reads and answers requests until the connection ends.
+pub(super) fn serve<H: Handler>(shared: &Arc<Shared<H>>) {
+    let mut buffer = vec![0u8; TRANSFER_BYTES as usize + REQUEST_ROOM];
+    let mut reply = Reply::default();
+    loop {
+        let count = match rustix::io::read(shared.device.as_fd(), &mut buffer[..]) {
+            Ok(count) => count,
+            // A request was withdrawn, or a signal came.
+            Err(Io::NOENT | Io::INTR | Io::AGAIN) => continue,
+            Err(Io::NODEV) => break,
+            Err(error) => {
+                tracing::error!(%error, "requests can no longer be read");
+                break;
+            }
+        };
+        take(shared, &buffer[..count], &mut reply);
+    }
+}
+
+/// Answers requests one after the other, each when the kernel has written back what it holds of the file.
+pub(super) fn answer_aside<H: Handler>(shared: &Shared<H>, requests: &Receiver<Vec<u8>>) {
+    let mut reply = Reply::default();
+    for bytes in requests {
+        let Ok(request) = Request::decode(&bytes) else { return };
+        // From the first byte on: only then is the end known too.
+        shared.invalidate(request.node, Some(0));
+        reply.clear();
+        let outcome = handle(&shared.handler, &request, &mut reply);
+        send(shared, &request, &mut reply, outcome);
+    }
+}
+
+/// Answers one request.
+pub(super) fn take<H: Handler>(shared: &Arc<Shared<H>>, bytes: &[u8], reply: &mut Reply) {
+    reply.clear();
+    let request = match Request::decode(bytes) {
+        Ok(request) => request,
+        Err(error) => {
+            tracing::error!(%error, "the kernel sent what cannot be read");
+            return;
+        }
+    };
+    if let Operation::Init(input) = &request.operation {
+        shared.counters.note(request.opcode);
+        let agreed = negotiate(input, shared.options, reply);
+        send(shared, &request, reply, agreed.map(|_| ()));
+        // Only now does the kernel know how large a transfer is; requests wait until the rings are there.
+        if agreed == Ok(true) {
+            rings::start(shared);
+        }
+        return;
+    }
+    match answer(shared, &request, reply) {
+        Answer::Now(outcome) => send(shared, &request, reply, outcome),
+        Answer::WrittenBack => shared.set_aside(bytes.to_vec()),
+        Answer::None => {}
+    }
+}
+
+fn send<H: Handler>(
+    shared: &Shared<H>,
+    request: &Request<'_>,
+    reply: &mut Reply,
+    outcome: Result<(), Errno>,
+) {
+    if let Some(node) = reply.outdated {
+        shared.invalidate(node, None);
+    }
+    let bytes = reply.finish(request.unique, outcome);
+    match rustix::io::write(shared.device.as_fd(), bytes) {
+        Ok(_) | Err(Io::NOENT | Io::NODEV) => {}
+        Err(error) => tracing::error!(%error, opcode = request.opcode, "a reply was refused"),
+    }
+}

@@ -1,0 +1,258 @@
+//! Requests through io_uring: a queue for each processor, and for each queue a few threads bound to it.
+//!
+//! The kernel puts a request into the queue of the processor that the caller runs on, so whoever answers is
+//! woken there too, and the caller goes on as soon as the answer is given. A thread has one place for a request
+//! and runs it to its end, however long that takes; what comes meanwhile goes to the queue's other threads, and
+//! if none is left, one is added, up to a bound. Beyond that requests wait in the kernel, as they do when all
+//! readers of /dev/fuse are busy.
+
+#[expect(unsafe_code, reason = "the memory of a ring is known to the kernel by its addresses")]
+mod place;
+
+use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, answer, handle, lock};
+use crate::reply::Reply;
+use crate::request::Request;
+use place::{Place, Taken};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Threads of a queue to begin with: one may wait for a device while the other works.
+const THREADS_FIRST: usize = 2;
+/// Threads of a queue at most, and of all queues.
+const THREADS_MAX: usize = 8;
+const THREADS_TOTAL: usize = 128;
+/// Threads of a queue that may wait for the kernel besides, which costs memory only.
+const WAITING_MAX: usize = 64;
+/// A request's names and small values; longer than that are only bytes to be stored, which have short replies.
+const NAMES_BYTES_MAX: usize = 16 << 10;
+
+/// Whether the kernel lets filesystems use io_uring at all.
+const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+/// Whether requests can come through io_uring here, and if not, why.
+///
+/// # Errors
+/// A sentence for the operator.
+pub fn rings_available() -> Result<(), String> {
+    match std::fs::read_to_string(SWITCH) {
+        Ok(text) if matches!(text.trim(), "Y" | "1") => {}
+        Ok(_) => return Err(format!("the kernel does not allow it ({SWITCH} is N)")),
+        Err(_) => return Err("this kernel has no FUSE over io_uring".into()),
+    }
+    place::try_ring().map_err(|error| format!("io_uring cannot be used by this process: {error}"))
+}
+
+/// Tells the kernel to let filesystems use io_uring, which root may. Says whether that changed anything.
+///
+/// # Errors
+/// When the kernel has no such switch, or refuses.
+pub fn allow_rings() -> io::Result<bool> {
+    let before = std::fs::read_to_string(SWITCH)?;
+    if before.trim() == "Y" {
+        return Ok(false);
+    }
+    std::fs::write(SWITCH, "Y")?;
+    Ok(true)
+}
+
+/// The queues, once there are some.
+pub(super) struct Rings {
+    queues: OnceLock<Vec<Queue>>,
+}
+
+/// What is known of a queue's threads.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<Threads>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Threads {
+    all: usize,
+    /// Of these, without a request.
+    idle: usize,
+    /// Of these, waiting for the kernel, which may wait for others of this queue.
+    waiting: usize,
+}
+
+impl Rings {
+    pub(super) const fn new() -> Self {
+        Self { queues: OnceLock::new() }
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.all().iter().map(|queue| lock(&queue.state).all).sum()
+    }
+
+    fn all(&self) -> &[Queue] {
+        self.queues.get().map_or(&[], Vec::as_slice)
+    }
+
+    fn change(&self, queue: usize, change: impl FnOnce(&mut Threads)) -> Threads {
+        let mut state = lock(&self.all()[queue].state);
+        change(&mut state);
+        *state
+    }
+}
+
+/// Starts the threads of every queue. The kernel sends nothing before each queue has one.
+pub(super) fn start<H: Handler>(shared: &Arc<Shared<H>>) {
+    let queues = possible_processors();
+    let _ = shared.rings.queues.set((0..queues).map(|_| Queue::default()).collect());
+    for queue in 0..queues {
+        for _ in 0..THREADS_FIRST {
+            if let Err(error) = add_thread(shared, queue) {
+                give_up(&format!("a thread for requests cannot be started: {error}"));
+            }
+        }
+    }
+}
+
+fn add_thread<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) -> io::Result<()> {
+    let number = shared.rings.change(queue, |threads| {
+        threads.all += 1;
+        threads.idle += 1;
+    });
+    let worker = Arc::clone(shared);
+    let started = shared.spawn(format!("fuse-{queue}.{}", number.all), move || serve(&worker, queue));
+    if started.is_err() {
+        shared.rings.change(queue, |threads| {
+            threads.all -= 1;
+            threads.idle -= 1;
+        });
+    }
+    started
+}
+
+fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) {
+    let mut processor = CpuSet::new();
+    processor.set(queue);
+    // One that is possible but not there, or not ours, has its queue served from anywhere.
+    if let Err(error) = sched_setaffinity(None, &processor) {
+        tracing::debug!(%error, queue, "a thread is not bound to its processor");
+    }
+    let outcome = Place::new(&shared.device, queue, TRANSFER_BYTES as usize)
+        .and_then(|mut place| serve_place(shared, queue, &mut place));
+    if let Err(error) = outcome {
+        give_up(&format!("queue {queue} of io_uring failed: {error}"));
+    }
+}
+
+fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, place: &mut Place) -> io::Result<()> {
+    let mut names = Vec::new();
+    let mut short = Reply::default();
+    place.offer()?;
+    while place.wait()? {
+        let threads = shared.rings.change(queue, |threads| threads.idle -= 1);
+        let most = (THREADS_TOTAL / shared.rings.all().len()).clamp(THREADS_FIRST, THREADS_MAX);
+        if threads.idle == 0
+            && threads.all - threads.waiting < most
+            && let Err(error) = add_thread(shared, queue)
+        {
+            tracing::warn!(%error, queue, "no thread can be added");
+        }
+        let Taken { header, head, rest, reply } = place.taken();
+        // The reply overwrites names. What is longer than names is answered in few bytes, which are put there.
+        let outcome = if rest <= NAMES_BYTES_MAX {
+            names.clear();
+            names.extend_from_slice(&reply.room()[..rest]);
+            take(shared, queue, Request::decode_parts(header, head, &names), reply)
+        } else {
+            let outcome =
+                take(shared, queue, Request::decode_parts(header, head, &reply.room()[..rest]), &mut short);
+            reply.clear();
+            reply.push_bytes(short.body());
+            outcome
+        };
+        shared.rings.change(queue, |threads| threads.idle += 1);
+        place.commit(outcome)?;
+    }
+    Ok(())
+}
+
+/// Answers one request into a reply.
+fn take<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    queue: usize,
+    request: Result<Request<'_>, crate::RequestError>,
+    reply: &mut Reply,
+) -> Result<(), Errno> {
+    reply.clear();
+    let request = request.map_err(|error| {
+        tracing::error!(%error, "the kernel sent what cannot be read");
+        Errno::EIO
+    })?;
+    let outcome = match answer(shared, &request, reply) {
+        Answer::Now(outcome) => outcome,
+        Answer::None => Err(super::ENOSYS),
+        Answer::WrittenBack => {
+            wait_for_kernel(shared, queue, request.node)?;
+            handle(&shared.handler, &request, reply)
+        }
+    };
+    if let Some(node) = reply.outdated {
+        shared.invalidate(node, None);
+    }
+    outcome
+}
+
+/// Makes the kernel write back what it holds of a file. The writes may come to this very queue, so somebody else
+/// has to be there for them.
+fn wait_for_kernel<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, node: u64) -> Result<(), Errno> {
+    let threads = shared.rings.change(queue, |threads| threads.waiting += 1);
+    let is_served = threads.all > threads.waiting
+        || (threads.waiting <= WAITING_MAX && add_thread(shared, queue).is_ok());
+    if is_served {
+        shared.invalidate(node, Some(0));
+    }
+    shared.rings.change(queue, |threads| threads.waiting -= 1);
+    if is_served {
+        return Ok(());
+    }
+    // The kernel takes this for all files from now on, and finds no holes any more: dearer, but right.
+    tracing::warn!(queue, "too many ask for holes of files that are being written; holes are no longer told");
+    Err(super::ENOSYS)
+}
+
+/// A queue that nobody serves would leave its callers waiting for ever; without this process the kernel tells
+/// them at once that the filesystem is gone. What was synced is on the device.
+fn give_up(reason: &str) -> ! {
+    tracing::error!(reason, "requests can no longer be taken; ending");
+    std::process::exit(1);
+}
+
+/// Processors that the kernel has queues for, whether they are running or not.
+fn possible_processors() -> usize {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let known = count_processors(list.trim());
+    known.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// How many a list such as `0-3,8` names.
+fn count_processors(list: &str) -> Option<usize> {
+    list.split(',').try_fold(0, |count, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some(count + last.checked_sub(first)? + 1)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_counted_from_the_kernels_list() {
+        for (list, count) in [
+            ("0", Some(1)),
+            ("0-1", Some(2)),
+            ("0-3,8,10-11", Some(7)),
+            ("", None),
+            ("3-1", None),
+            ("x", None),
+        ] {
+            assert_eq!(count_processors(list), count, "{list}");
+        }
+    }
+}
