@@ -3,13 +3,16 @@
 use crate::control::{Server, Service};
 use crate::failure::{Exit, Failure};
 use crate::mount_options::Options;
-use crate::settings::{Rings, Settings};
+use crate::settings::{Settings, Wanted};
 use crate::{devices, output, panics, places};
 use aegisfs_base::{SystemClock, SystemRng};
+use aegisfs_device::Device;
 use aegisfs_fs::{Flusher, Fs, FsOptions};
-use aegisfs_fuse::{FsFace, Mount, MountEntry, Session, SessionOptions};
+use aegisfs_fuse::{FsFace, Mount, MountEntry, MountOptions, Session, SessionOptions};
 use aegisfs_store::{Store, StoreOptions};
 use serde_json::{Value, json};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +38,9 @@ struct Daemon {
     /// The mount's device number; another mount may come to be on the same directory.
     number: Option<String>,
     read_only: bool,
+    disk: Arc<dyn Device>,
+    /// The kernel keeps others away from the disk while it is mounted.
+    block: bool,
 }
 
 impl Daemon {
@@ -82,6 +88,7 @@ impl Service for Daemon {
             "dirty_bytes": self.fs.dirty_bytes(),
             "transport": if ring_threads > 0 { "io_uring" } else { "/dev/fuse" },
             "ring_threads": ring_threads,
+            "fuseblk": self.block,
             "open_handles": handles,
             "inodes_in_memory": nodes,
             "opcodes": Value::Object(count(opcodes)),
@@ -168,7 +175,8 @@ fn start(
     log: &Path,
 ) -> Result<Running, Failure> {
     let read_only = options.kernel.read_only;
-    let (pool, opening) = devices::open_pool(device, read_only, options.degraded)?;
+    let disk = devices::open(device, read_only)?;
+    let (pool, opening) = devices::open_pool_on(&disk, read_only, options.degraded)?;
     if opening.dirty {
         tracing::info!("it was not unmounted the last time; the log is replayed");
     }
@@ -187,7 +195,7 @@ fn start(
     panics::guard(&store);
     let writable = store.check_writable().is_ok();
     let writeback = settings.writeback(options.writeback);
-    let rings = choose_rings(settings.rings(options.rings.as_deref())?)?;
+    let rings = choose_rings(settings.io_uring(options.rings.as_deref())?)?;
     // What the kernel may hold and has not told us of yet.
     let soft_reserve_bytes = if writeback { KERNEL_DIRTY_BYTES_MAX } else { 0 };
     let fs_options = FsOptions {
@@ -203,7 +211,8 @@ fn start(
     let flusher = writable.then(|| Flusher::start(Arc::clone(&fs), FLUSHERS)).transpose()?;
     let mut kernel = options.kernel.clone();
     kernel.read_only = !writable;
-    let (mounted, connection) = Mount::new(mount, &kernel)?;
+    let fuseblk = settings.fuseblk(options.fuseblk.as_deref())?;
+    let (mounted, connection, block) = attach(&*disk, device, mount, kernel, fuseblk)?;
     let session_options = SessionOptions { writeback, rings, ..SessionOptions::default() };
     let session = Session::start(connection, FsFace::new(Arc::clone(&fs)), session_options)?;
     // The first request waits for the negotiation; an answer means that the mount is alive.
@@ -219,22 +228,61 @@ fn start(
         settings,
         number: aegisfs_fuse::find_mount(mount).map(|entry| entry.number),
         read_only: !writable,
+        disk,
+        block,
     });
     let _ = std::fs::remove_file(places::last_words(&uuid));
     let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
     Ok(Running { server, flusher, service, daemon })
 }
 
+/// Mounts: a block device as one where that brings syncs of the whole, anything else in the plain way. Says which.
+fn attach(
+    disk: &dyn Device,
+    path: &Path,
+    mount: &Path,
+    mut kernel: MountOptions,
+    fuseblk: Wanted,
+) -> Result<(Mount, OwnedFd, bool), Failure> {
+    let number = |path: &Path| std::fs::metadata(path).ok().filter(|it| it.file_type().is_block_device());
+    let number = |path: &Path| number(path).map(|it| it.rdev());
+    // The kernel finds the device by the name that it shows as the source.
+    let is_block = number(path).is_some() && number(Path::new(&kernel.source)) == number(path);
+    let reason = match fuseblk {
+        Wanted::Off => None,
+        _ if !is_block => Some("the source is no block device"),
+        _ if !rustix::process::geteuid().is_root() => Some("only root can do that"),
+        Wanted::Auto if !aegisfs_fuse::kernel_syncs_block_mounts() => Some("the kernel is older than 6.18"),
+        _ => {
+            kernel.block = true;
+            disk.hand_over();
+            match Mount::new(mount, &kernel) {
+                Ok((mounted, connection)) => return Ok((mounted, connection, true)),
+                Err(error) => tracing::warn!(%error, "it cannot be mounted as a block device"),
+            }
+            kernel.block = false;
+            disk.take_back()?;
+            Some("the kernel refused, as the log says")
+        }
+    };
+    if let (Wanted::On, Some(reason)) = (fuseblk, reason) {
+        let message = format!("{} cannot be mounted as a block device: {reason}", path.display());
+        return Err(Failure::new("E_FUSEBLK", Exit::Failed, message).hint("fuseblk=auto goes on without"));
+    }
+    let (mounted, connection) = Mount::new(mount, &kernel)?;
+    Ok((mounted, connection, false))
+}
+
 /// Whether requests are to come through io_uring.
-fn choose_rings(wanted: Rings) -> Result<bool, Failure> {
+fn choose_rings(wanted: Wanted) -> Result<bool, Failure> {
     match (wanted, aegisfs_fuse::rings_available()) {
-        (Rings::Off, _) => Ok(false),
+        (Wanted::Off, _) => Ok(false),
         (_, Ok(())) => Ok(true),
-        (Rings::Auto, Err(reason)) => {
+        (Wanted::Auto, Err(reason)) => {
             tracing::info!(reason, "requests come through /dev/fuse");
             Ok(false)
         }
-        (Rings::On, Err(reason)) => {
+        (Wanted::On, Err(reason)) => {
             let message = format!("requests cannot come through io_uring: {reason}");
             let hint = "root can turn it on in the kernel by mounting so; io_uring=auto goes on without it";
             Err(Failure::new("E_IO_URING", Exit::Failed, message).hint(hint))
@@ -259,6 +307,18 @@ fn settle_kernel(mounted: &Mount, bound: bool) {
 fn finish(running: Running) -> Result<(), Failure> {
     let Running { server, flusher, service, daemon } = running;
     drop(flusher);
+    if daemon.block
+        && let Err(error) = daemon.disk.take_back()
+    {
+        let entry =
+            aegisfs_fuse::find_mount(&daemon.mount).filter(|it| Some(&it.number) == daemon.number.as_ref());
+        if entry.is_none() {
+            // Whatever was written is on the device since the kernel said that it ends.
+            drop((server, service));
+            tracing::error!(%error, "somebody else has the device already; nothing more is written to it");
+            return Ok(());
+        }
+    }
     let synced = if daemon.read_only { Ok(()) } else { daemon.fs.sync() };
     drop(server);
     drop(service);

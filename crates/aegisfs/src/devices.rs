@@ -34,6 +34,13 @@ fn refuse_mounted(path: &Path, read_only: bool) -> Result<(), Failure> {
             return Err(Failure::new("E_BUSY", Exit::Busy, message).hint("unmount it first"));
         }
     }
+    // The kernel holds the device of a mount whose daemon died.
+    if let Ok(Some(InUse::Mounted { at, filesystem })) = aegisfs_device::in_use(path)
+        && filesystem.starts_with("fuseblk")
+    {
+        let message = format!("{} is still mounted at {at}, without a living daemon", path.display());
+        return Err(Failure::new("E_BUSY", Exit::Busy, message).hint(format!("say aegisfs umount {at}")));
+    }
     Ok(())
 }
 
@@ -54,10 +61,18 @@ pub(crate) fn open_pool(
     read_only: bool,
     degraded: bool,
 ) -> Result<(Arc<Pool>, Opening), Failure> {
-    let device = open(path, read_only)?;
+    open_pool_on(&open(path, read_only)?, read_only, degraded)
+}
+
+/// Opens the pool on a device.
+pub(crate) fn open_pool_on(
+    device: &Arc<dyn Device>,
+    read_only: bool,
+    degraded: bool,
+) -> Result<(Arc<Pool>, Opening), Failure> {
     let read_only = read_only || device.read_only();
     let options = aegisfs_pool::OpenOptions { read_only, degraded };
-    Pool::open(vec![device], options).map_err(|error| {
+    Pool::open(vec![Arc::clone(device)], options).map_err(|error| {
         let failure = Failure::from(error);
         if failure.code == "E_POOL" { Failure { exit: Exit::Failed, ..failure } } else { failure }
     })

@@ -1,7 +1,7 @@
 //! AegisFS: one filesystem from many devices.
 //!
 //! One program; the name it is called by decides which face it shows: `aegisfs`, or `mount.aegisfs`
-//! (`mount.fuse.aegisfs` for remounting), `mkfs.aegisfs` and `fsck.aegisfs` for the tools that look for those.
+//! (`mount.fuse.aegisfs` and `mount.fuseblk.aegisfs` for remounting), `mkfs.aegisfs` and `fsck.aegisfs` for the tools that look for those.
 
 #![forbid(unsafe_code)]
 
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
     let name = std::path::Path::new(&name).file_name().unwrap_or_default().to_string_lossy().into_owned();
     match name.as_str() {
-        "mount.aegisfs" | "mount.fuse.aegisfs" => helpers::mount(),
+        "mount.aegisfs" | "mount.fuse.aegisfs" | "mount.fuseblk.aegisfs" => helpers::mount(),
         "mkfs.aegisfs" => helpers::mkfs(),
         "fsck.aegisfs" => helpers::fsck(),
         _ => {

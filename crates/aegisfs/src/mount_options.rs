@@ -14,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) verify: Option<String>,
     /// Whether requests come through io_uring; as the settings say when not given.
     pub(crate) rings: Option<String>,
+    /// Whether a block device is mounted as one; as the settings say when not given.
+    pub(crate) fuseblk: Option<String>,
     /// Mount without devices that should be there.
     pub(crate) degraded: bool,
     /// Mount over a directory that has entries.
@@ -67,6 +69,7 @@ impl Options {
             writeback: None,
             verify: None,
             rings: None,
+            fuseblk: None,
             degraded: false,
             nonempty: false,
             remount: false,
@@ -97,6 +100,7 @@ impl Options {
             ("remount", None) => self.remount = true,
             ("verify", Some(mode)) => self.verify = Some(mode.to_owned()),
             ("io_uring", Some(mode)) => self.rings = Some(mode.to_owned()),
+            ("fuseblk", Some(mode)) => self.fuseblk = Some(mode.to_owned()),
             ("degraded", None) => self.degraded = true,
             ("nonempty", None) => self.nonempty = true,
             // What mount(8) and systemd keep for themselves.
@@ -110,7 +114,7 @@ impl Options {
             ("user_id" | "group_id" | "max_read" | "blksize", Some(_)) => {}
             _ => {
                 return Err(Failure::usage(format!("mount option '{option}' is not known")).hint(
-                    "known are ro, rw, nosuid, nodev, noexec, noatime, writeback=on|off, verify=off|sample|full, io_uring=on|off|auto, degraded, nonempty",
+                    "known are ro, rw, nosuid, nodev, noexec, noatime, writeback=on|off, verify=off|sample|full, io_uring=on|off|auto, fuseblk=on|off|auto, degraded, nonempty",
                 ));
             }
         }
@@ -155,6 +159,7 @@ mod tests {
             options: "rw,nosuid,noatime".into(),
             source: "/dev/x".into(),
             super_options: "rw,user_id=0".into(),
+            block: false,
         };
         let lists = ["remount,ro,user_id=0,group_id=0,max_read=1048576".into()];
         let options = Options::parse_over(&entry, &lists).unwrap();

@@ -22,6 +22,9 @@ enum Kind {
     Choice(&'static [&'static str]),
 }
 
+/// Of what the kernel may or may not have.
+const WAYS: Kind = Kind::Choice(&["auto", "on", "off"]);
+
 /// A setting that there is.
 struct Key {
     section: &'static str,
@@ -33,7 +36,7 @@ struct Key {
 }
 
 /// Every setting, in the order of the manual.
-const KEYS: [Key; 11] = [
+const KEYS: [Key; 12] = [
     Key { section: "mount", name: "writeback", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key {
         section: "mount",
@@ -43,14 +46,8 @@ const KEYS: [Key; 11] = [
         min: 0,
         max: 2,
     },
-    Key {
-        section: "mount",
-        name: "io_uring",
-        kind: Kind::Choice(&["auto", "on", "off"]),
-        built_in: 0,
-        min: 0,
-        max: 2,
-    },
+    Key { section: "mount", name: "io_uring", kind: WAYS, built_in: 0, min: 0, max: 2 },
+    Key { section: "mount", name: "fuseblk", kind: WAYS, built_in: 0, min: 0, max: 2 },
     Key { section: "flush", name: "settle_ms", kind: Kind::Number, built_in: 500, min: 10, max: 60_000 },
     Key { section: "flush", name: "age_max_ms", kind: Kind::Number, built_in: 5000, min: 100, max: 600_000 },
     Key {
@@ -139,10 +136,10 @@ impl Source {
     }
 }
 
-/// Whether requests come through io_uring.
+/// Whether something is used that the kernel may or may not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rings {
-    /// If the kernel allows it.
+pub(crate) enum Wanted {
+    /// If the kernel has it.
     Auto,
     /// Or else no mount.
     On,
@@ -253,12 +250,21 @@ impl Settings {
     }
 
     /// Whether requests come through io_uring; `given` is what the mount's own options say.
-    pub(crate) fn rings(&mut self, given: Option<&str>) -> Result<Rings, Failure> {
+    pub(crate) fn io_uring(&mut self, given: Option<&str>) -> Result<Wanted, Failure> {
+        self.wanted("mount.io_uring", given)
+    }
+
+    /// Whether a block device is mounted as one; `given` is what the mount's own options say.
+    pub(crate) fn fuseblk(&mut self, given: Option<&str>) -> Result<Wanted, Failure> {
+        self.wanted("mount.fuseblk", given)
+    }
+
+    fn wanted(&mut self, name: &str, given: Option<&str>) -> Result<Wanted, Failure> {
         if let Some(given) = given {
-            let taken = self.take("mount.io_uring", given, Source::Flag);
+            let taken = self.take(name, given, Source::Flag);
             taken.map_err(|(message, hint)| Failure { hint, ..Failure::usage(message) })?;
         }
-        Ok([Rings::Auto, Rings::On, Rings::Off][self.number("mount.io_uring") as usize])
+        Ok([Wanted::Auto, Wanted::On, Wanted::Off][self.number(name) as usize])
     }
 
     /// For the filesystem.

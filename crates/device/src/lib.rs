@@ -87,6 +87,17 @@ pub trait Device: Send + Sync {
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
+
+    /// Leaves it to the kernel to keep others away, which it does while a filesystem is mounted from the device.
+    fn hand_over(&self) {}
+
+    /// Keeps others away again; waits for the kernel to let go.
+    ///
+    /// # Errors
+    /// When somebody else has the device by now.
+    fn take_back(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 impl<D: Device + ?Sized> Device for Arc<D> {
@@ -120,6 +131,14 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn read_only(&self) -> bool {
         (**self).read_only()
+    }
+
+    fn hand_over(&self) {
+        (**self).hand_over();
+    }
+
+    fn take_back(&self) -> Result<(), DeviceError> {
+        (**self).take_back()
     }
 }
 

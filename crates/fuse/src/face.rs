@@ -153,6 +153,13 @@ impl FsFace {
                 reply.outdated = fs.release(HandleId(handle))?.then_some(request.node);
             }
             O::Fsync { handle } | O::Fsyncdir { handle } => fs.fsync(HandleId(handle))?,
+            O::Syncfs => fs.sync()?,
+            // The kernel lets go of the device after the answer: nothing that matters is written later.
+            O::Destroy if fs.store().check_writable().is_ok() => {
+                fs.sync()?;
+                fs.store().checkpoint()?;
+            }
+            O::Destroy => {}
             O::Readdir(input) => self.readdir(node, &input, false, reply)?,
             O::Readdirplus(input) => self.readdir(node, &input, true, reply)?,
             O::Fallocate(input) => {

@@ -21,7 +21,7 @@ mod session;
 
 pub use counters::{OpcodeCount, opcode_name};
 pub use face::FsFace;
-pub use mount::{Mount, MountError, MountOptions, remount, unmount};
+pub use mount::{Mount, MountError, MountOptions, kernel_syncs_block_mounts, remount, unmount};
 pub use mount_table::{MountEntry, find_mount, is_fuse_mount};
 pub use null::NullFace;
 pub use reply::Reply;

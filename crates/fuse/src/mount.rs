@@ -1,7 +1,7 @@
 //! Attaching a connection to a directory, and taking it away.
 
 use crate::fusermount;
-use crate::mount_table::FS_TYPE;
+use crate::mount_table::{BLOCK_FS_TYPE, FS_TYPE};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::fmt::Write as _;
@@ -69,6 +69,9 @@ pub struct MountOptions {
     pub default_permissions: bool,
     /// Do not keep access times.
     pub no_atime: bool,
+    /// The source is a block device, which the kernel takes for itself; as root. It then asks for syncs of the
+    /// whole filesystem, and unmounting waits until everything is written.
+    pub block: bool,
 }
 
 impl Default for MountOptions {
@@ -82,8 +85,17 @@ impl Default for MountOptions {
             allow_other: true,
             default_permissions: true,
             no_atime: false,
+            block: false,
         }
     }
+}
+
+/// Whether this kernel asks filesystems that are mounted from block devices for a sync of the whole, as it does
+/// since 6.18.
+pub fn kernel_syncs_block_mounts() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(18))
 }
 
 /// A mount. Dropping it leaves it in place: the kernel ends it when the connection closes.
@@ -126,7 +138,11 @@ impl Mount {
     fn set_backing(&self, what: &str, value: u64) -> io::Result<()> {
         let device = rustix::fs::stat(&self.path)?.st_dev;
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/{what}"), value.to_string())
+        let folder = format!("/sys/class/bdi/{major}:{minor}");
+        // The plain name is the device's own where there is one.
+        let of_mount = format!("{folder}-fuseblk");
+        let folder = if Path::new(&of_mount).exists() { of_mount } else { folder };
+        std::fs::write(format!("{folder}/{what}"), value.to_string())
     }
 }
 
@@ -146,8 +162,12 @@ fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
         data.push_str(",default_permissions");
     }
     let _ = write!(data, ",max_read={}", 1 << 20);
+    if options.block {
+        data.push_str(",blksize=4096");
+    }
     let data = std::ffi::CString::new(data).expect("options hold no zero byte");
-    rustix::mount::mount(options.source.as_str(), path, FS_TYPE, flags(options), data.as_c_str())
+    let fs_type = if options.block { BLOCK_FS_TYPE } else { FS_TYPE };
+    rustix::mount::mount(options.source.as_str(), path, fs_type, flags(options), data.as_c_str())
         .map_err(|e| MountError::Mount { path: path.into(), source: e.into() })?;
     Ok(device)
 }

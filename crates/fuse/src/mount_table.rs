@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// The filesystem's type as the kernel lists it.
 pub(crate) const FS_TYPE: &str = "fuse.aegisfs";
+/// The same, mounted from a block device.
+pub(crate) const BLOCK_FS_TYPE: &str = "fuseblk.aegisfs";
 
 /// A mount of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub struct MountEntry {
     pub source: OsString,
     /// Options of the filesystem, separated by commas.
     pub super_options: String,
+    /// Whether it is mounted from a block device, so that the kernel asks for syncs of the whole.
+    pub block: bool,
 }
 
 impl MountEntry {
@@ -31,10 +35,12 @@ impl MountEntry {
         let point = PathBuf::from(unescape(fields.nth(1)?));
         let options = text(fields.next()?);
         let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-        let ours = fields.next()? == FS_TYPE.as_bytes();
+        let fs_type = fields.next()?;
+        let block = fs_type == BLOCK_FS_TYPE.as_bytes();
+        let ours = block || fs_type == FS_TYPE.as_bytes();
         let source = unescape(fields.next()?);
         let super_options = text(fields.next()?);
-        Some((Self { number, point, options, source, super_options }, ours))
+        Some((Self { number, point, options, source, super_options, block }, ours))
     }
 
     /// Whether nothing can be written through it.
@@ -87,6 +93,7 @@ mod tests {
     const LIST: &[u8] = b"22 1 0:20 / / rw - ext4 /dev/root rw\n\
         36 22 0:43 / /mnt/a\\040b ro,nosuid,noatime shared:2 - fuse.aegisfs /im\\134g rw,user_id=0\n\
         37 22 0:44 / /mnt/over rw - fuse.aegisfs /dev/x rw\n\
+        39 22 7:1 / /mnt/block rw - fuseblk.aegisfs /dev/loop1 rw,blksize=4096\n\
         38 37 0:45 / /mnt/over rw - tmpfs none rw\nnonsense\n1 2 3\n";
 
     #[test]
@@ -94,6 +101,7 @@ mod tests {
         let entry = find_in(LIST, Path::new("/mnt/a b")).unwrap();
         assert_eq!((entry.number.as_str(), entry.source.to_str()), ("0:43", Some(r"/im\g")));
         assert!(entry.read_only() && entry.options == "ro,nosuid,noatime");
+        assert!(!entry.block && find_in(LIST, Path::new("/mnt/block")).unwrap().block);
         assert_eq!(find_in(LIST, Path::new("/mnt/over")), None);
         assert_eq!(find_in(LIST, Path::new("/")), None);
     }

@@ -109,6 +109,8 @@ impl Handler for NullFace {
             | O::Releasedir { .. }
             | O::Fsync { .. }
             | O::Fsyncdir { .. }
+            | O::Syncfs
+            | O::Destroy
             | O::Forget { .. }
             | O::BatchForget { .. }
             | O::Readdir(_)

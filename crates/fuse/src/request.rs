@@ -133,6 +133,8 @@ pub enum Operation<'a> {
         unique: u64,
     },
     Destroy,
+    /// Everything written before becomes durable; asked for mounts of block devices only.
+    Syncfs,
     Fallocate(FallocateIn),
     Lseek(LseekIn),
     CopyFileRange(CopyFileRangeIn),
@@ -295,6 +297,7 @@ fn decode_later<'a>(opcode: u32, body: &mut Body<'a>) -> Result<Operation<'a>, R
         }
         46 => O::Lseek(body.take()?),
         47 => O::CopyFileRange(body.take()?),
+        50 => O::Syncfs,
         51 => O::Tmpfile(body.take()?),
         52 => O::Statx(body.take()?),
         _ => O::Other,

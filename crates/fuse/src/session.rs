@@ -199,7 +199,7 @@ fn answer<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Rep
         // With a writeback cache the kernel has already written, and reported errors, by itself; it does
         // not ask again after this answer.
         Operation::Flush if shared.options.writeback => Answer::Now(Err(ENOSYS)),
-        Operation::Flush | Operation::Destroy => Answer::Now(Ok(())),
+        Operation::Flush => Answer::Now(Ok(())),
         // Requests run to their end; there is nothing to interrupt.
         Operation::Interrupt { .. } => Answer::None,
         Operation::Forget { .. } | Operation::BatchForget { .. } => {

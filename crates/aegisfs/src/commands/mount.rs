@@ -3,7 +3,7 @@
 use crate::cli::MountArgs;
 use crate::failure::{Exit, Failure};
 use crate::mount_options::Options;
-use crate::settings::{Rings, Settings};
+use crate::settings::{Settings, Wanted};
 use crate::{control, daemon, devices, output, places};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
@@ -60,7 +60,7 @@ pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
         return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
     }
     let device = std::fs::canonicalize(device)?;
-    let note = allow_rings(settings.rings(options.rings.as_deref())?);
+    let note = allow_rings(settings.io_uring(options.rings.as_deref())?);
     if args.foreground {
         serve(&device, &mount, &options, settings)?;
     } else {
@@ -71,9 +71,9 @@ pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
 }
 
 /// When io_uring is asked for by name, root turns it on in the kernel, and is told so.
-fn allow_rings(wanted: Rings) -> Option<&'static str> {
+fn allow_rings(wanted: Wanted) -> Option<&'static str> {
     let root = rustix::process::geteuid().is_root();
-    if wanted == Rings::On && root && aegisfs_fuse::allow_rings().is_ok_and(|changed| changed) {
+    if wanted == Wanted::On && root && aegisfs_fuse::allow_rings().is_ok_and(|changed| changed) {
         return Some("FUSE over io_uring was off in the kernel and is now on, for all filesystems");
     }
     None

@@ -26,6 +26,7 @@ pub(super) fn run(mount: &Path, lists: &[String]) -> Result<PathBuf, Failure> {
         ("writeback", options.writeback.is_some() && options.writeback != writeback),
         ("verify", differs("verify", &options.verify)),
         ("io_uring", differs("io_uring", &options.rings)),
+        ("fuseblk", differs("fuseblk", &options.fuseblk)),
     ];
     if let Some((name, _)) = fixed.iter().find(|(_, changes)| *changes) {
         let message = format!("{name} cannot be changed while it is mounted");

@@ -1,8 +1,9 @@
 //! sync: everything written through a mount becomes durable.
 //!
-//! The kernel keeps written data of files that are open for writing or mapped; sync(2) on such a mount starts
-//! writing it but does not wait. So every file of the mount that some process has open is fsynced first, and
-//! then the daemon makes durable all that has reached it.
+//! The kernel keeps written data of files that are open for writing or mapped. Of a mount from a block device it
+//! hands over everything when told to sync the whole, and waits. On any other sync(2) starts writing but does not
+//! wait: there every file that some process has open is fsynced first, and then the daemon makes durable all that
+//! has reached it.
 
 use crate::commands::living;
 use crate::failure::Failure;
@@ -15,13 +16,17 @@ use std::process::ExitCode;
 /// Syncs a mount.
 pub(crate) fn run(mount: &Path, as_json: bool) -> Result<ExitCode, Failure> {
     let daemon = living(mount)?;
-    let device = std::fs::metadata(mount)?.dev();
     let mut files = 0u64;
-    for path in open_files() {
-        let here = std::fs::metadata(&path).is_ok_and(|found| found.dev() == device && found.is_file());
-        if here && let Ok(file) = std::fs::File::open(&path) {
-            file.sync_all()?;
-            files += 1;
+    if daemon.status["fuseblk"] == true {
+        rustix::fs::syncfs(std::fs::File::open(mount)?).map_err(std::io::Error::from)?;
+    } else {
+        let device = std::fs::metadata(mount)?.dev();
+        for path in open_files() {
+            let here = std::fs::metadata(&path).is_ok_and(|found| found.dev() == device && found.is_file());
+            if here && let Ok(file) = std::fs::File::open(&path) {
+                file.sync_all()?;
+                files += 1;
+            }
         }
     }
     daemon.call("POST", "/v1/sync")?;

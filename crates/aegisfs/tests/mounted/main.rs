@@ -8,6 +8,7 @@
 mod acls;
 mod bad_input;
 mod inspecting;
+mod kernel_ways;
 mod lifecycle;
 mod many;
 mod mounting;

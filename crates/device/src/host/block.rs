@@ -1,12 +1,15 @@
 //! A disk or partition as a device.
 //!
 //! The kernel gives a block device exclusively to one opener (`O_EXCL`) and refuses it while it is
-//! mounted or belongs to a volume, which no lock file could know.
+//! mounted or belongs to a volume, which no lock file could know. The descriptor that says so carries no data: it
+//! is let go when the kernel itself mounts a filesystem from the device, and keeps others away in our place.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aegisfs_base::limits::BLOCK_BYTES;
+use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -16,10 +19,16 @@ use super::{OpenOptions, access_flags, describe, file_type, ioctl, kind_of, open
 use crate::error::{DeviceError, Operation};
 use crate::{Device, check_range};
 
+/// How long the kernel may take to let go of a device after the filesystem on it ended.
+const RETURN_WAIT: Duration = Duration::from_secs(5);
+
 /// A block device that is ours alone.
 #[derive(Debug)]
 pub struct BlockDevice {
     raw: RawDevice,
+    path: PathBuf,
+    /// Keeps others away.
+    claim: Mutex<Option<OwnedFd>>,
     /// Of a loop device: its file, locked.
     _backing: Option<OwnedFd>,
 }
@@ -33,30 +42,37 @@ impl BlockDevice {
         if kind_of(path)? != FileType::BlockDevice {
             return Err(DeviceError::NotADevice { device: describe(path) });
         }
-        let flags = access_flags(options) | OFlags::EXCL;
-        let fd = until_free(options.wait, || {
-            match retry_interrupted(|| rustix::fs::open(path, flags, Mode::empty())) {
-                Ok(fd) => Ok(Some(fd)),
-                Err(Errno::BUSY) => Ok(None),
-                Err(errno) => Err(open_error(path, errno)),
-            }
-        })?;
-        let fd = fd.ok_or_else(|| busy(path))?;
+        let claim = claim(path, options.wait)?;
+        let fd = retry_interrupted(|| rustix::fs::open(path, access_flags(options), Mode::empty()))
+            .map_err(|errno| open_error(path, errno))?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| open_error(path, errno))?;
-        if file_type(&stat) != FileType::BlockDevice {
+        let claimed = rustix::fs::fstat(&claim).map_err(|errno| open_error(path, errno))?;
+        if file_type(&stat) != FileType::BlockDevice || stat.st_rdev != claimed.st_rdev {
             return Err(DeviceError::NotADevice { device: describe(path) });
         }
         let backing = guard_backing(stat.st_rdev, options)?;
         let bytes = measure(&fd, path)?;
         let options =
             RawOptions { bytes, direct: options.direct, read_only: options.read_only, name: describe(path) };
-        Ok(Self { raw: RawDevice::new(fd, options)?, _backing: backing })
+        let (path, claim) = (path.to_path_buf(), Mutex::new(Some(claim)));
+        Ok(Self { raw: RawDevice::new(fd, options)?, path, claim, _backing: backing })
     }
 
     /// Whether accesses go past the kernel's cache.
     pub fn direct(&self) -> bool {
         self.raw.direct()
     }
+}
+
+/// Opens a device so that nobody else can.
+fn claim(path: &Path, wait: Duration) -> Result<OwnedFd, DeviceError> {
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+    let fd = until_free(wait, || match retry_interrupted(|| rustix::fs::open(path, flags, Mode::empty())) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::BUSY) => Ok(None),
+        Err(errno) => Err(open_error(path, errno)),
+    })?;
+    fd.ok_or_else(|| busy(path))
 }
 
 /// The kernel gives a loop device to one opener, but not what is behind it: nobody else may use the file, by
@@ -130,5 +146,17 @@ impl Device for BlockDevice {
 
     fn read_only(&self) -> bool {
         self.raw.read_only()
+    }
+
+    fn hand_over(&self) {
+        *self.claim.lock() = None;
+    }
+
+    fn take_back(&self) -> Result<(), DeviceError> {
+        let mut held = self.claim.lock();
+        if held.is_none() {
+            *held = Some(claim(&self.path, RETURN_WAIT)?);
+        }
+        Ok(())
     }
 }
