@@ -162,5 +162,3 @@ pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 pub(crate) const FOPEN_DIRECT_IO: u32 = 1;
 /// Open flag of a reply: what the kernel has cached of the file is still right.
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
-/// Open flag of a reply: the kernel may keep the directory's entries.
-pub(crate) const FOPEN_CACHE_DIR: u32 = 1 << 3;

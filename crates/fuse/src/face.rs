@@ -1,8 +1,8 @@
 //! The face of a filesystem: each operation decoded, called, encoded.
 
 use crate::abi::{
-    CreateIn, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ForgetOne, GetxattrOut, LseekOut, OpenOut,
-    ReadIn, SetattrIn, StatfsOut, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteOut, fattr,
+    CreateIn, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ForgetOne, GetxattrOut, LseekOut, OpenOut, ReadIn,
+    SetattrIn, StatfsOut, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteOut, fattr,
 };
 use crate::ioctl;
 use crate::reply::{DirentPlace, Reply, entry_out};
@@ -126,7 +126,6 @@ impl FsFace {
                 open(handle, self.caching(), reply);
                 reply.outdated = changed.then_some(request.node);
             }
-            O::Opendir => open(fs.open(node)?, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, reply),
             O::Create { input, name } => {
                 let options = options(request, (input.mode, input.umask));
                 let (made, handle) = fs.create(node, name, &options)?;
@@ -149,10 +148,12 @@ impl FsFace {
                 let count = fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
                 reply.push(&WriteOut { size: count as u32, padding: 0 });
             }
-            O::Release { handle } | O::Releasedir { handle } => {
+            O::Release { handle } => {
                 reply.outdated = fs.release(HandleId(handle))?.then_some(request.node);
             }
-            O::Fsync { handle } | O::Fsyncdir { handle } => fs.fsync(HandleId(handle))?,
+            O::Fsync { handle } => fs.fsync(HandleId(handle))?,
+            // Directories have no handles.
+            O::Fsyncdir => fs.fsync_inode(node)?,
             O::Syncfs => fs.sync()?,
             // The kernel lets go of the device after the answer: nothing that matters is written later.
             O::Destroy if fs.store().check_writable().is_ok() => {

@@ -1,6 +1,6 @@
 //! A filesystem that does nothing: names and sizes in memory, no data. What it costs is the transport.
 
-use crate::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, OpenOut, StatfsOut, WriteOut, fattr};
+use crate::abi::{FOPEN_KEEP_CACHE, OpenOut, StatfsOut, WriteOut, fattr};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use crate::session::Handler;
@@ -92,7 +92,6 @@ impl Handler for NullFace {
                 names.remove(&(request.node, name.to_vec())).ok_or(Errno::ENOENT)?;
             }
             O::Open { .. } => reply.push(&opened(FOPEN_KEEP_CACHE)),
-            O::Opendir => reply.push(&opened(FOPEN_CACHE_DIR)),
             O::Read(input) => {
                 let size = self.attributes(request.node)?.inode.size;
                 let count = size.saturating_sub(input.offset).min(u64::from(input.size));
@@ -106,7 +105,6 @@ impl Handler for NullFace {
                 reply.push(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..StatfsOut::default() });
             }
             O::Release { .. }
-            | O::Releasedir { .. }
             | O::Fsync { .. }
             | O::Fsyncdir { .. }
             | O::Syncfs

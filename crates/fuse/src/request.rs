@@ -118,12 +118,7 @@ pub enum Operation<'a> {
     Opendir,
     Readdir(ReadIn),
     Readdirplus(ReadIn),
-    Releasedir {
-        handle: u64,
-    },
-    Fsyncdir {
-        handle: u64,
-    },
+    Fsyncdir,
     Create {
         input: CreateIn,
         name: &'a [u8],
@@ -275,8 +270,7 @@ fn decode_operation<'a>(opcode: u32, body: &mut Body<'a>) -> Result<Operation<'a
 fn decode_later<'a>(opcode: u32, body: &mut Body<'a>) -> Result<Operation<'a>, RequestError> {
     use Operation as O;
     Ok(match opcode {
-        29 => O::Releasedir { handle: body.take::<ReleaseIn>()?.fh },
-        30 => O::Fsyncdir { handle: body.take::<FsyncIn>()?.fh },
+        30 => O::Fsyncdir,
         35 => O::Create { input: body.take()?, name: body.name()? },
         36 => O::Interrupt { unique: body.take::<InterruptIn>()?.unique },
         38 => O::Destroy,

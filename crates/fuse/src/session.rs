@@ -200,6 +200,9 @@ fn answer<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Rep
         // not ask again after this answer.
         Operation::Flush if shared.options.writeback => Answer::Now(Err(ENOSYS)),
         Operation::Flush => Answer::Now(Ok(())),
+        // There is nothing to keep for an open directory. After this answer the kernel opens directories by itself,
+        // and keeps their entries.
+        Operation::Opendir => Answer::Now(Err(ENOSYS)),
         // Requests run to their end; there is nothing to interrupt.
         Operation::Interrupt { .. } => Answer::None,
         Operation::Forget { .. } | Operation::BatchForget { .. } => {

@@ -11,6 +11,7 @@ mod inspecting;
 mod kernel_ways;
 mod lifecycle;
 mod many;
+mod messages;
 mod mounting;
 mod privileges;
 mod requirements;

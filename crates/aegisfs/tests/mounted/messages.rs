@@ -1,0 +1,130 @@
+//! How many messages the kernel needs for what programs do all day. Each costs a change of context or two.
+
+use crate::stage::{Stage, can_mount, shell};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+/// How often each opcode comes while something is done, once the last of them has been answered.
+fn messages(stage: &Stage, act: impl FnOnce()) -> BTreeMap<String, u64> {
+    let counts = || -> BTreeMap<String, u64> {
+        let status = stage.json("status");
+        let all = status["opcodes"].as_object().expect("an object");
+        all.iter().map(|(name, count)| (name.clone(), count.as_u64().expect("a number"))).collect()
+    };
+    let settled = || {
+        let mut last = counts();
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = counts();
+            if now == last {
+                return now;
+            }
+            last = now;
+        }
+    };
+    let before = settled();
+    act();
+    let mut after = settled();
+    for (name, count) in &mut after {
+        *count -= before.get(name).unwrap_or(&0);
+    }
+    // What the kernel drops when it likes is no cost of the act.
+    after.retain(|name, count| *count > 0 && !name.ends_with("forget"));
+    after
+}
+
+fn expected(list: &[(&str, u64)]) -> BTreeMap<String, u64> {
+    list.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+#[test]
+fn messages_are_as_few_as_the_kernel_allows() {
+    if !can_mount("messages_are_as_few_as_the_kernel_allows") {
+        return;
+    }
+    const FILES: u64 = 20;
+    for ways in ["io_uring=on", "io_uring=off"] {
+        let stage = Stage::image("256M");
+        stage.mount_with(ways);
+        fs::create_dir(stage.at("folder")).unwrap();
+        fs::write(stage.at("folder/first"), "the answer to the first flush holds for all").unwrap();
+        let name = |n: u64| stage.at(&format!("folder/{n}"));
+        let write = |n: u64| fs::write(name(n), [7; 4096]).unwrap();
+
+        // A file made, written and closed: the name is looked for (1), made (2), asked for capabilities before its
+        // first write (3), written (4) with its times (5) at close, and released (6). The kernel forgets what it
+        // knows of a directory that has changed, and asks again (7). It leaves us nothing to save here.
+        let made = messages(&stage, || (0..FILES).for_each(write));
+        let once = ["lookup", "create", "getxattr", "write", "setattr", "release", "getattr"];
+        assert_eq!(made, expected(&once.map(|name| (name, FILES))), "{ways}: make, write, close");
+
+        // What is known of a file is asked for once.
+        let stat = |n: u64| assert_eq!(rustix::fs::stat(name(n)).unwrap().st_size, 4096);
+        // Once each: what a file takes is known to us only, and has changed since the kernel was told. Once more for
+        // the directory, which has changed since its last use.
+        let first = messages(&stage, || (0..FILES).for_each(stat));
+        assert_eq!(first, expected(&[("getattr", FILES + 1)]), "{ways}: stat after close");
+        let again = messages(&stage, || (0..FILES).for_each(stat));
+        assert_eq!(again, expected(&[]), "{ways}: stat of known files");
+        // Whoever wants the time of birth too has it asked for, once for each file.
+        let birth = |n: u64| assert!(fs::metadata(name(n)).unwrap().created().is_ok());
+        let first = messages(&stage, || (0..FILES).for_each(birth));
+        assert_eq!(first, expected(&[("statx", FILES)]), "{ways}: time of birth");
+        let again = messages(&stage, || (0..FILES).for_each(birth));
+        assert_eq!(again, expected(&[]), "{ways}: time of birth again");
+
+        // The kernel holds what is written and knows size and times by itself, but not what the file takes. The other
+        // messages are the write itself, which the kernel sends when it likes.
+        let mut file = File::options().append(true).open(name(0)).unwrap();
+        let written = messages(&stage, || {
+            file.write_all(b"more").unwrap();
+            assert_eq!(rustix::fs::stat(name(0)).unwrap().st_size, 4100);
+        });
+        let asked = |name: &str| written.get(name).copied().unwrap_or(0);
+        assert!(asked("getattr") <= 1 && asked("statx") == 0, "{ways}: stat after write: {written:?}");
+        assert!(written.values().sum::<u64>() <= 4, "{ways}: stat after write: {written:?}");
+        drop(file);
+
+        // What is not there is remembered too.
+        let missing = || assert!(fs::metadata(stage.at("folder/none")).is_err());
+        messages(&stage, missing);
+        assert_eq!(messages(&stage, missing), expected(&[]), "{ways}: a name that is not there");
+
+        let list = || {
+            let found = fs::read_dir(stage.at("folder")).unwrap().map(Result::unwrap);
+            let sizes = found.map(|entry| rustix::fs::lstat(entry.path()).unwrap().st_size);
+            assert_eq!(sizes.count(), 21);
+        };
+        // The C library asks for all attributes of a directory that it opens, of which reading its names through us
+        // has made the time of access unknown: that is one message more the second time.
+        messages(&stage, list);
+        messages(&stage, list);
+        assert_eq!(messages(&stage, list), expected(&[]), "{ways}: names and attributes again");
+        // ls -l also asks for each file's label, of which the kernel remembers nothing for a FUSE mount. Its questions
+        // for ACLs are answered from memory.
+        let long = || drop(shell(&format!("ls -l {}/folder", stage.mnt())));
+        messages(&stage, long);
+        assert_eq!(messages(&stage, long), expected(&[("getxattr", 22)]), "{ways}: ls -l again");
+
+        shell("echo 1 > /proc/sys/vm/drop_caches");
+        let mut content = Vec::new();
+        let mut file = File::open(name(1)).unwrap();
+        file.read_to_end(&mut content).unwrap();
+        let read = messages(&stage, || file.read_exact_at(&mut content, 0).unwrap());
+        assert_eq!(read, expected(&[]), "{ways}: a second read");
+        let reopened = messages(&stage, || {
+            File::open(name(1)).unwrap().read_exact_at(&mut content, 0).unwrap();
+        });
+        assert_eq!(reopened, expected(&[("open", 1), ("release", 1)]), "{ways}: opened and read again");
+
+        drop(file);
+        std::os::unix::fs::symlink("folder/2", stage.at("link")).unwrap();
+        let follow = || assert_eq!(fs::read_link(stage.at("link")).unwrap().to_str(), Some("folder/2"));
+        messages(&stage, follow);
+        assert_eq!(messages(&stage, follow), expected(&[]), "{ways}: a symlink read again");
+        stage.umount();
+    }
+}
