@@ -10,7 +10,9 @@ mod blocks;
 mod clients;
 mod databases;
 mod files;
+mod latency;
 mod measure;
+mod programs;
 mod space;
 mod streams;
 mod targets;
@@ -31,15 +33,19 @@ struct Row {
     run: fn(&Ground, &mut Report) -> Result<()>,
 }
 
-const ROWS: [Row; 12] = [
+const ROWS: [Row; 16] = [
     Row { name: "write, half compressible", run: streams::write_half },
     Row { name: "write, incompressible", run: streams::write_noise },
     Row { name: "read, cold and warm", run: streams::read },
     Row { name: "random reads", run: blocks::read },
     Row { name: "random writes", run: blocks::write },
     Row { name: "one fsync", run: blocks::write_and_sync },
+    Row { name: "synced writes", run: blocks::write_synced },
+    Row { name: "latency beside a stream", run: latency::beside_a_stream },
     Row { name: "files: create, stat, unlink", run: files::create_stat_unlink },
     Row { name: "files: read, cold", run: files::read_cold },
+    Row { name: "git and tar", run: programs::git_and_tar },
+    Row { name: "cargo build", run: programs::cargo_build },
     Row { name: "sqlite", run: databases::sqlite },
     Row { name: "pgbench", run: databases::pgbench },
     Row { name: "space", run: space::stored },
@@ -91,6 +97,7 @@ fn say_where() -> Result<()> {
     let load = std::fs::read_to_string("/proc/loadavg")?;
     println!("machine: {}, {cores} cores, load {}", kernel.trim(), load.trim());
     println!("in each row the median of {} runs, and how far they lie from it", measure::ROUNDS);
+    println!("through {}", if targets::has_rings() { "io_uring" } else { "/dev/fuse" });
     for (kind, why) in Kind::ALL.iter().filter_map(|kind| Some((kind, kind.missing()?))) {
         println!("without {}: {why}", kind.name());
     }

@@ -25,7 +25,7 @@ pub(super) fn said(answer: &Value, key: &str) -> Result<f64> {
     answer[key].as_f64().with_context(|| format!("the client says {key}"))
 }
 
-/// Runs one client, or one on each of several CPUs, over sets of files of their own, and then `sync` where
+/// Runs clients, each bound to a CPU, over sets of files of their own, and then `sync` where
 /// asked. Returns files per second, from the first beginning to the end of the sync.
 pub(super) fn files(
     target: &Target,
@@ -41,9 +41,7 @@ pub(super) fn files(
     for n in 0..clients {
         let path = format!("path={}", target.place.join(format!("files{n}")).display());
         let mut arguments = format!("count={each} seed={} start={begin}", seed * 16 + n);
-        if clients > 1 {
-            arguments += &format!(" cpu={n}");
-        }
+        arguments += &format!(" cpu={n}");
         let limit = SECONDS_MAX.to_string();
         let program = program();
         let line = [["timeout", &limit, &program, verb, &path].as_slice(), &words(&arguments)].concat();
@@ -71,18 +69,27 @@ pub(super) fn files(
 pub(super) fn random_reads(path: &Path, depth: u32, seconds: u32, seed: u64) -> Result<f64> {
     let arguments = format!(
         "--name=reads --filename={} --readonly --rw=randread --bs=4k --direct=1 --ioengine=libaio \
-         --iodepth={depth} --time_based --runtime={seconds} --randseed={seed} --norandommap \
-         --output-format=json",
+         --iodepth={depth} --time_based --runtime={seconds} --randseed={seed} --norandommap",
         path.display()
     );
+    fio_number(&fio(&arguments)?, "/jobs/0/read/iops")
+}
+
+/// Runs fio and returns what it says.
+pub(super) fn fio(arguments: &str) -> Result<Value> {
+    let arguments = format!("{arguments} --output-format=json");
     let answer = run(SECONDS_MAX, &[["fio"].as_slice(), &words(&arguments)].concat())?;
     // It may say something before the object.
     let object = answer.find('{').map_or("", |at| &answer[at..]);
-    let answer: Value = serde_json::from_str(object)?;
-    answer["jobs"][0]["read"]["iops"].as_f64().context("fio tells its rate")
+    Ok(serde_json::from_str(object)?)
 }
 
-fn program() -> String {
+/// A number that fio said, by its path.
+pub(super) fn fio_number(answer: &Value, path: &str) -> Result<f64> {
+    answer.pointer(path).and_then(Value::as_f64).with_context(|| format!("fio tells {path}"))
+}
+
+pub(super) fn program() -> String {
     shell::target().join("release/examples/bench-client").to_string_lossy().into_owned()
 }
 

@@ -47,7 +47,7 @@ pub(super) fn sqlite(ground: &Ground, report: &mut Report) -> Result<()> {
         }
         Ok(vec![rate.parse()?])
     })?;
-    report.bar("SQLite transactions, to ext4", Bound::AtLeast(0.4), figures.against(Kind::Ext4, 0));
+    report.bar("SQLite transactions, to ext4", Bound::AtLeast(0.6), figures.against(Kind::Ext4, 0));
     verify(report, name, &targets, |target| {
         let found = run(60, &["python3", "-c", SQLITE_CHECK, &base(target)])?;
         if found.trim() != format!("ok {rows}") {
@@ -70,7 +70,7 @@ pub(super) fn pgbench(ground: &Ground, report: &mut Report) -> Result<()> {
     let text = "pgbench, 4 clients, to ext4";
     let Some(programs) = postgres_programs() else {
         println!("  skipped: PostgreSQL is not installed and could not be");
-        report.bar(text, Bound::AtLeast(0.4), None);
+        report.bar(text, Bound::AtLeast(0.6), None);
         return Ok(());
     };
     let mut targets = ground.targets(&KINDS, POOL_BYTES)?;
@@ -105,7 +105,7 @@ fn measure_pgbench(
             .context("pgbench prints its rate")?;
         Ok(vec![rate.split_whitespace().next().unwrap_or_default().parse()?])
     })?;
-    report.bar(text, Bound::AtLeast(0.4), figures.against(Kind::Ext4, 0));
+    report.bar(text, Bound::AtLeast(0.6), figures.against(Kind::Ext4, 0));
     verify(report, name, targets, |target| {
         let cluster = Cluster::start(target, programs, scratch)?;
         let found =

@@ -60,7 +60,7 @@ pub(super) fn write_half(ground: &Ground, report: &mut Report) -> Result<()> {
         number(limit(|writing| writing.lost_to_kernel)),
         number(part)
     );
-    report.bar("write, half compressible, to its limit", Bound::AtLeast(0.7), Some(part));
+    report.bar("write, half compressible, to its limit", Bound::AtLeast(0.85), Some(part));
     let bar = "write, half compressible, to btrfs zstd:1";
     report.bar(bar, Bound::AtLeast(0.7), figures.against(Kind::Btrfs, 0));
     report.bar(
@@ -121,7 +121,7 @@ pub(super) fn read(ground: &Ground, report: &mut Report) -> Result<()> {
         }
         Ok(vec![cold, warm])
     })?;
-    report.bar("read, cold, to ext4", Bound::AtLeast(0.5), figures.against(Kind::Ext4, 0));
+    report.bar("read, cold, to ext4", Bound::AtLeast(0.7), figures.against(Kind::Ext4, 0));
     report.bar(
         "read, warm and without the daemon, to ext4",
         Bound::AtLeast(0.75),

@@ -102,7 +102,10 @@ impl Target {
     }
 
     fn serve_null(&mut self) -> Result<()> {
-        let child = shell::command(&[&self.program, "null-mount", &self.mnt()]).spawn();
+        let way = if has_rings() { ["--io-uring"].as_slice() } else { &[] };
+        let mnt = self.mnt();
+        let line = [&[self.program.as_str(), "null-mount"], way, &[&mnt]].concat();
+        let child = shell::command(&line).spawn();
         self.null = Some(child.context("the null filesystem cannot be started")?);
         for _ in 0..100 {
             if self.is_mounted() && fs::metadata(&self.place).is_ok() {
@@ -116,7 +119,10 @@ impl Target {
     fn mount(&self) -> Result<()> {
         let device = self.device()?;
         match self.kind {
-            Kind::Aegis => run(60, &[&self.program, "mount", device, &self.mnt()]).map(|_| ()),
+            Kind::Aegis => {
+                let options = if has_rings() { "io_uring=on" } else { "defaults" };
+                run(60, &[&self.program, "mount", "-o", options, device, &self.mnt()]).map(|_| ())
+            }
             Kind::Ext4 => run(60, &["mount", "-t", "ext4", device, &self.mnt()]).map(|_| ()),
             Kind::Btrfs => {
                 run(60, &["mount", "-t", "btrfs", "-o", "compress=zstd:1", device, &self.mnt()]).map(|_| ())
@@ -320,6 +326,13 @@ fn stop_server(pid_file: &Path) {
         let _ = run(10, &["kill", "-QUIT", &id.to_string()]);
         std::thread::sleep(Duration::from_secs(2));
     }
+}
+
+/// Whether requests can come through io_uring here; root lets the kernel do it. `AEGISFS_BENCH_IO_URING=off`
+/// measures the other way.
+pub(super) fn has_rings() -> bool {
+    let unwanted = std::env::var("AEGISFS_BENCH_IO_URING").is_ok_and(|word| word == "off");
+    !unwanted && fs::write("/sys/module/fuse/parameters/enable_uring", "Y").is_ok()
 }
 
 fn is_mounted(mnt: &str) -> bool {

@@ -132,18 +132,36 @@ fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) {
     if let Err(error) = sched_setaffinity(None, &processor) {
         tracing::debug!(%error, queue, "a thread is not bound to its processor");
     }
-    let outcome = Place::new(&shared.device, queue, TRANSFER_BYTES as usize)
-        .and_then(|mut place| serve_place(shared, queue, &mut place));
+    let first = Place::new(&shared.device, queue, TRANSFER_BYTES as usize).and_then(|mut place| {
+        place.offer()?;
+        let came = place.wait()?;
+        Ok((place, came))
+    });
+    let outcome = match first {
+        Ok((mut place, true)) => serve_place(shared, queue, &mut place),
+        Ok((_, false)) => Ok(()),
+        Err(error) => {
+            let left = shared.rings.change(queue, |threads| {
+                threads.all -= 1;
+                threads.idle -= 1;
+            });
+            if left.all == 0 {
+                give_up(&format!("queue {queue} of io_uring cannot be served: {error}"));
+            }
+            tracing::warn!(%error, queue, "a thread could not be added");
+            Ok(())
+        }
+    };
     if let Err(error) = outcome {
         give_up(&format!("queue {queue} of io_uring failed: {error}"));
     }
 }
 
+/// Answers the request that came to a place, and those after it.
 fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, place: &mut Place) -> io::Result<()> {
     let mut names = Vec::new();
     let mut short = Reply::default();
-    place.offer()?;
-    while place.wait()? {
+    loop {
         let threads = shared.rings.change(queue, |threads| threads.idle -= 1);
         let most = (THREADS_TOTAL / shared.rings.all().len()).clamp(THREADS_FIRST, THREADS_MAX);
         if threads.idle == 0
@@ -167,8 +185,10 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, place: &mut Pl
         };
         shared.rings.change(queue, |threads| threads.idle += 1);
         place.commit(outcome)?;
+        if !place.wait()? {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// Answers one request into a reply.
