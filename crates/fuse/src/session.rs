@@ -57,7 +57,7 @@ pub trait Handler: Send + Sync + 'static {
 pub struct SessionOptions {
     /// Let the kernel keep written data for a while.
     pub writeback: bool,
-    /// Threads that read from /dev/fuse.
+    /// Threads that read from /dev/fuse; with rings it is one.
     pub threads: usize,
     /// Take requests through io_uring, if the kernel offers it.
     pub rings: bool,
@@ -110,10 +110,7 @@ impl<H: Handler> Session<H> {
         let worker = Arc::clone(&shared);
         let aside = std::thread::Builder::new().name("fuse-aside".into());
         let aside = aside.spawn(move || device::answer_aside(&worker, &requests))?;
-        for number in 0..options.threads.max(1) {
-            let worker = Arc::clone(&shared);
-            shared.spawn(format!("fuse-{number}"), move || device::serve(&worker))?;
-        }
+        device::add_reader(&shared, 0)?;
         Ok(Self { shared, aside: Mutex::new(Some(aside)) })
     }
 

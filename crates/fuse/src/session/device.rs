@@ -1,21 +1,34 @@
 //! Requests from /dev/fuse: reader threads, and one aside for what has to wait for the kernel.
 //!
-//! With rings it still brings the negotiation, what the kernel forgets, and interruptions.
+//! With rings it still brings the negotiation, what the kernel forgets, and interruptions. One thread is enough for
+//! those, and none of them is in a hurry.
 
 use super::{Answer, Handler, Shared, TRANSFER_BYTES, answer, handle, negotiate, rings};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use aegisfs_fs::Errno;
 use rustix::io::Errno as Io;
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 /// Room for a request's header besides the largest write.
 const REQUEST_ROOM: usize = 64 << 10;
 
+/// With rings, how long what the kernel forgets is left to gather. Whoever removes files would else wake the reader for
+/// each of them.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// Starts a thread that reads and answers requests.
+pub(super) fn add_reader<H: Handler>(shared: &Arc<Shared<H>>, number: usize) -> io::Result<()> {
+    let worker = Arc::clone(shared);
+    shared.spawn(format!("fuse-{number}"), move || serve(&worker))
+}
+
 /// Reads and answers requests until the connection ends.
-pub(super) fn serve<H: Handler>(shared: &Arc<Shared<H>>) {
+fn serve<H: Handler>(shared: &Arc<Shared<H>>) {
     let mut buffer = vec![0u8; TRANSFER_BYTES as usize + REQUEST_ROOM];
     let mut reply = Reply::default();
     loop {
@@ -29,7 +42,10 @@ pub(super) fn serve<H: Handler>(shared: &Arc<Shared<H>>) {
                 break;
             }
         };
-        take(shared, &buffer[..count], &mut reply);
+        let forgets = take(shared, &buffer[..count], &mut reply);
+        if forgets && shared.rings.are_used() {
+            std::thread::sleep(GATHER);
+        }
     }
 }
 
@@ -46,14 +62,14 @@ pub(super) fn answer_aside<H: Handler>(shared: &Shared<H>, requests: &Receiver<V
     }
 }
 
-/// Answers one request.
-pub(super) fn take<H: Handler>(shared: &Arc<Shared<H>>, bytes: &[u8], reply: &mut Reply) {
+/// Answers one request. Says whether it was one to forget something.
+pub(super) fn take<H: Handler>(shared: &Arc<Shared<H>>, bytes: &[u8], reply: &mut Reply) -> bool {
     reply.clear();
     let request = match Request::decode(bytes) {
         Ok(request) => request,
         Err(error) => {
             tracing::error!(%error, "the kernel sent what cannot be read");
-            return;
+            return false;
         }
     };
     if let Operation::Init(input) = &request.operation {
@@ -63,14 +79,19 @@ pub(super) fn take<H: Handler>(shared: &Arc<Shared<H>>, bytes: &[u8], reply: &mu
         // Only now does the kernel know how large a transfer is; requests wait until the rings are there.
         if agreed == Ok(true) {
             rings::start(shared);
+        } else if let Err(error) =
+            (1..shared.options.threads).try_for_each(|number| add_reader(shared, number))
+        {
+            tracing::error!(%error, "there are fewer threads for requests than there should be");
         }
-        return;
+        return false;
     }
     match answer(shared, &request, reply) {
         Answer::Now(outcome) => send(shared, &request, reply, outcome),
         Answer::WrittenBack => shared.set_aside(bytes.to_vec()),
         Answer::None => {}
     }
+    matches!(request.operation, Operation::Forget { .. } | Operation::BatchForget { .. })
 }
 
 fn send<H: Handler>(

@@ -81,6 +81,11 @@ impl Rings {
         Self { queues: OnceLock::new() }
     }
 
+    /// Whether requests come through rings.
+    pub(super) fn are_used(&self) -> bool {
+        self.queues.get().is_some()
+    }
+
     pub(super) fn threads(&self) -> usize {
         self.all().iter().map(|queue| lock(&queue.state).all).sum()
     }
