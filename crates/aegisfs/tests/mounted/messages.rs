@@ -128,3 +128,46 @@ fn messages_are_as_few_as_the_kernel_allows() {
         stage.umount();
     }
 }
+
+/// Whoever reads from front to end is read ahead for, in few large messages that nobody waits for; whoever jumps
+/// about gets what was asked for and no more.
+#[test]
+fn sequential_readers_are_read_ahead_for() {
+    const MIB: u64 = 24;
+    const JUMPS: u64 = 200;
+    if !can_mount("sequential_readers_are_read_ahead_for") {
+        return;
+    }
+    let stage = Stage::image("512M");
+    stage.mount();
+    let content = crate::requirements::noise(7, (MIB << 20) as usize);
+    fs::write(stage.at("file"), &content).unwrap();
+    stage.umount();
+    stage.mount();
+    let reads = |act: &mut dyn FnMut()| messages(&stage, act).get("read").copied().unwrap_or(0);
+    let file = File::open(stage.at("file")).unwrap();
+    let mut block = [0; 4096];
+    let jumping = reads(&mut || {
+        for n in 0..JUMPS {
+            let at = (n * 7919 * 4096) % (MIB << 20);
+            file.read_exact_at(&mut block, at).unwrap();
+            assert!(block == content[at as usize..][..4096], "at {at}");
+        }
+    });
+    assert!((JUMPS * 9 / 10..=JUMPS).contains(&jumping), "{jumping} reads for {JUMPS} blocks");
+    let cached = shell(&format!("fincore --bytes --noheadings --output RES {}", stage.at("file").display()));
+    let cached: u64 = cached.trim().parse().unwrap();
+    assert!(cached <= JUMPS * 4096 * 2, "{cached} bytes are cached after {JUMPS} jumps");
+    drop(file);
+    shell("echo 1 > /proc/sys/vm/drop_caches");
+    let file = File::open(stage.at("file")).unwrap();
+    let streaming = reads(&mut || {
+        for n in 0..MIB << 8 {
+            file.read_exact_at(&mut block, n << 12).unwrap();
+            assert!(block == content[(n << 12) as usize..][..4096], "block {n}");
+        }
+    });
+    assert!(streaming <= MIB * 3, "{streaming} reads for {MIB} MiB in pieces of 4 KiB");
+    drop(file);
+    stage.umount();
+}
