@@ -18,31 +18,35 @@ pub(crate) fn run() -> Result<Vec<Skip>> {
     let fuzz =
         ["cargo", "test", "--quiet", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"];
     shell::run(&fuzz)?;
-    run_selected("not binary(mounted)")
+    run_selected("not binary(mounted)", &[])
 }
 
 /// Runs the tests on real mounts, and returns those that skipped themselves.
 pub(crate) fn run_mounted() -> Result<Vec<Skip>> {
-    let skips = run_selected("binary(mounted)");
+    // Through /dev/fuse, which every kernel has, but for the tests that ask for io_uring; the programs go that way.
+    let way = std::env::var("AEGISFS_MOUNT_IO_URING").unwrap_or_else(|_| "off".into());
+    let skips = run_selected("binary(mounted)", &[("AEGISFS_MOUNT_IO_URING", &way)]);
     print_closing_lines();
     skips
 }
 
-fn run_selected(which: &str) -> Result<Vec<Skip>> {
+fn run_selected(which: &str, variables: &[(&str, &str)]) -> Result<Vec<Skip>> {
     // Nextest keeps its results below the root, wherever cargo builds.
     let results = shell::root().join("target/nextest/ci/junit.xml");
     // An old file would tell of an old run.
     let _ = fs::remove_file(&results);
-    run_nextest(which)?;
+    run_nextest(which, variables)?;
     let text =
         fs::read_to_string(&results).with_context(|| format!("no results in {}", results.display()))?;
     Ok(skips::find(&text))
 }
 
-fn run_nextest(which: &str) -> Result<()> {
+fn run_nextest(which: &str, variables: &[(&str, &str)]) -> Result<()> {
     let color = if std::io::stderr().is_terminal() { "always" } else { "never" };
     let line = ["cargo", "nextest", "run", "--workspace", "--profile", "ci", "--color", color, "-E", which];
-    let mut child = shell::command(&line).stderr(Stdio::piped()).spawn().context("cannot run nextest")?;
+    let mut command = shell::command(&line);
+    command.envs(variables.iter().copied()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("cannot run nextest")?;
     let stderr = child.stderr.take().context("nextest has no output")?;
     hold_closing_lines(stderr)?;
     let status = child.wait()?;
