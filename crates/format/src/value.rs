@@ -4,7 +4,7 @@ mod history;
 mod inode;
 
 pub use history::{Branch, Pin, Snapshot, Volume, branch_of, first_epoch};
-pub use inode::Inode;
+pub use inode::{INODE_FLAGS, Inode};
 
 use crate::FormatError;
 use crate::wire::{Append, Reader};

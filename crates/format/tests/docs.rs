@@ -82,6 +82,15 @@ fn docs_name_every_table() {
 }
 
 #[test]
+fn docs_name_every_inode_flag() {
+    let page = page();
+    for (name, bit) in aegisfs_format::value::INODE_FLAGS {
+        let row = format!("\n| {bit:#04x} | {name} |");
+        assert!(page.contains(&row), "docs/format.md has no inode flag {bit:#04x} {name}");
+    }
+}
+
+#[test]
 fn docs_declarations_leave_no_gap() {
     for (name, bytes, fields) in described() {
         let mut end = 0;

@@ -21,23 +21,33 @@ pub(crate) struct Handles {
 
 struct Open {
     node: Arc<Node>,
-    /// Whether it counts among the node's `cached_writers`.
-    writes_cached: bool,
+    access: Access,
+}
+
+/// What a handle is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Reading, or something of our own.
+    Reads,
+    /// Writing anywhere; it counts among the node's `writers`.
+    Writes,
+    /// Writing at the end of an append-only file.
+    Appends,
 }
 
 impl Handles {
-    pub(crate) fn open(&self, node: Arc<Node>, writes_cached: bool) -> HandleId {
+    pub(crate) fn open(&self, node: Arc<Node>, access: Access) -> HandleId {
         let handle = HandleId(self.next.fetch_add(1, Ordering::Relaxed) + 1);
         node.opens.fetch_add(1, Ordering::AcqRel);
-        self.open.lock().insert(handle, Open { node, writes_cached });
+        self.open.lock().insert(handle, Open { node, access });
         handle
     }
 
-    /// Returns the node and whether the handle could write through a cache.
-    pub(crate) fn close(&self, handle: HandleId) -> Option<(Arc<Node>, bool)> {
-        let Open { node, writes_cached } = self.open.lock().remove(&handle)?;
+    /// Returns the node and what the handle was for.
+    pub(crate) fn close(&self, handle: HandleId) -> Option<(Arc<Node>, Access)> {
+        let Open { node, access } = self.open.lock().remove(&handle)?;
         node.opens.fetch_sub(1, Ordering::AcqRel);
-        Some((node, writes_cached))
+        Some((node, access))
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -47,7 +57,11 @@ impl Handles {
 
 impl Fs {
     pub(crate) fn handle_node(&self, handle: HandleId) -> Result<Arc<Node>, FsError> {
+        Ok(self.handle_access(handle)?.0)
+    }
+
+    pub(crate) fn handle_access(&self, handle: HandleId) -> Result<(Arc<Node>, Access), FsError> {
         let open = self.handles.open.lock();
-        open.get(&handle).map(|open| Arc::clone(&open.node)).ok_or(FsError::BadHandle)
+        open.get(&handle).map(|open| (Arc::clone(&open.node), open.access)).ok_or(FsError::BadHandle)
     }
 }

@@ -19,6 +19,7 @@ pub mod ops;
 mod overlay;
 mod table;
 
+pub use aegisfs_format::value::{INODE_FLAGS, Inode};
 pub use check::{TreeProblem, TreeReport};
 pub use errno::Errno;
 pub use error::FsError;

@@ -1,5 +1,6 @@
 //! An inode in memory.
 
+use crate::FsError;
 use crate::overlay::Overlay;
 use aegisfs_base::{InodeId, Sequence};
 use aegisfs_format::value::Inode;
@@ -58,7 +59,9 @@ pub(crate) struct NodeState {
     pub(crate) powerless: bool,
     /// Without a name; goes when nobody has it any more.
     pub(crate) orphan: bool,
-    /// Handles to write with through a kernel that caches: it may hold bytes, and know of a greater length.
+    /// Handles to write anywhere with.
+    pub(crate) writers: u32,
+    /// Those of them through a kernel that caches: it may hold bytes, and know of a greater length.
     pub(crate) cached_writers: u32,
     /// Gone; whoever still finds it here looks again.
     pub(crate) dead: bool,
@@ -87,6 +90,20 @@ impl NodeState {
 
     pub(crate) fn is_regular(&self) -> bool {
         self.inode.mode & S_IFMT == S_IFREG
+    }
+
+    /// Refuses what an immutable inode does not take: new names in it, bytes, room.
+    pub(crate) fn refuse_immutable(&self) -> Result<(), FsError> {
+        if self.inode.has_any(Inode::IMMUTABLE) { Err(FsError::NotPermitted) } else { Ok(()) }
+    }
+
+    /// Refuses what an append-only inode does not take either: fewer names in it, other names of it, other
+    /// attributes, other bytes than those at the end.
+    pub(crate) fn refuse_flagged(&self) -> Result<(), FsError> {
+        if self.inode.has_any(Inode::IMMUTABLE | Inode::APPEND_ONLY) {
+            return Err(FsError::NotPermitted);
+        }
+        Ok(())
     }
 
     /// Whether the metadata lacks something of it.

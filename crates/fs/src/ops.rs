@@ -2,6 +2,7 @@
 
 pub mod copy;
 mod fallocate;
+mod flags;
 mod forget;
 mod fsync;
 mod getattr;

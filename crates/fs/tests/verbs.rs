@@ -263,3 +263,28 @@ fn a_large_truncation_is_done_in_steps() {
     assert_eq!(fs.getattr(id).unwrap().allocated, 100);
     assert_sound(&fs);
 }
+
+/// A server for NFS finds a file again by its number, under the name of itself; files answered that they are no
+/// directories.
+#[test]
+fn every_inode_is_found_again_by_its_number() {
+    let world = World::new();
+    let (dir, file) = {
+        let fs = world.mount();
+        let dir = fs.make(ROOT, b"dir", Kind::Directory, &MakeOptions::default()).unwrap().id;
+        let file = write_file(&fs, dir, b"file", b"content");
+        fs.sync().unwrap();
+        (dir, file)
+    };
+    let fs = world.mount();
+    for id in [file, dir, ROOT] {
+        assert_eq!(fs.lookup(id, b".").unwrap().id, id);
+        fs.forget(id, 1);
+    }
+    assert_eq!(fs.lookup(dir, b"..").unwrap().id, ROOT);
+    assert_eq!(fs.lookup(ROOT, b"..").unwrap().id, ROOT);
+    assert!(matches!(fs.lookup(file, b".."), Err(FsError::NotDirectory)));
+    fs.unlink(dir, b"file").unwrap();
+    fs.forget(ROOT, 2);
+    assert!(matches!(fs.lookup(file, b"."), Err(FsError::NotFound)));
+}

@@ -89,6 +89,7 @@ wire! {
     CopyFileRangeIn [56] {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
     }
+    CopyFileRangeOut [8] { bytes_copied: u64, }
     StatxIn [24] { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32, }
     StatxTime [16] { tv_sec: i64, tv_nsec: u32, reserved: i32, }
     Statx [256] {
@@ -144,12 +145,15 @@ pub(crate) mod fattr {
     pub(crate) const SIZE: u32 = 1 << 3;
     pub(crate) const ATIME: u32 = 1 << 4;
     pub(crate) const MTIME: u32 = 1 << 5;
+    pub(crate) const FH: u32 = 1 << 6;
     pub(crate) const ATIME_NOW: u32 = 1 << 7;
     pub(crate) const MTIME_NOW: u32 = 1 << 8;
     pub(crate) const CTIME: u32 = 1 << 10;
     pub(crate) const KILL_SUIDGID: u32 = 1 << 11;
 }
 
+/// The opcode of a copy_file_range whose answer tells bytes in 64 bits.
+pub(crate) const COPY_FILE_RANGE_64: u32 = 53;
 /// Bit of `WriteIn::write_flags`: the kernel writes back what it cached.
 pub(crate) const WRITE_CACHE: u32 = 1;
 /// Bit of `WriteIn::write_flags`: the writer may not keep setuid and setgid bits.

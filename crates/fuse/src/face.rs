@@ -1,8 +1,9 @@
 //! The face of a filesystem: each operation decoded, called, encoded.
 
 use crate::abi::{
-    CreateIn, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, ForgetOne, GetxattrOut, LseekOut, OpenOut, ReadIn,
-    SetattrIn, StatfsOut, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteOut, fattr,
+    COPY_FILE_RANGE_64, CopyFileRangeIn, CopyFileRangeOut, CreateIn, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE,
+    ForgetOne, GetxattrOut, LseekOut, OpenOut, ReadIn, SetattrIn, StatfsOut, WRITE_CACHE, WRITE_KILL_SUIDGID,
+    WriteOut, fattr,
 };
 use crate::ioctl;
 use crate::reply::{DirentPlace, Reply, entry_out};
@@ -10,8 +11,8 @@ use crate::request::{Operation, Request};
 use crate::session::Handler;
 use aegisfs_base::{InodeId, Timestamp};
 use aegisfs_fs::{
-    Caller, Changes, CopyEnd, Errno, Fs, FsError, HandleId, Kind, MakeOptions, RenameFlags, TimeChange,
-    Whence, WriteKind, XattrMode,
+    Caller, Changes, CopyEnd, Errno, Fs, FsError, HandleId, Inode, Kind, MakeOptions, RenameFlags,
+    TimeChange, Whence, WriteKind, XattrMode,
 };
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -23,11 +24,13 @@ const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
 const XATTR_CREATE: u32 = 1;
 const XATTR_REPLACE: u32 = 2;
+const XATTR_CREATE_AND_REPLACE: u32 = XATTR_CREATE | XATTR_REPLACE;
 const O_ACCMODE: u32 = 3;
 const O_RDONLY: u32 = 0;
+const O_APPEND: u32 = 0o2_000;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
-/// A reply tells copied bytes in 32 bits.
+/// The older of two replies tells copied bytes in 32 bits; and nobody waits long for one request.
 const COPY_BYTES_MAX: u64 = 1 << 30;
 
 /// Answers requests with a filesystem.
@@ -45,14 +48,9 @@ impl FsFace {
 impl Handler for FsFace {
     fn handle(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
         if let Operation::Ioctl { input, data } = request.operation {
-            return ioctl::answer(&input, data, reply);
+            return ioctl::answer(&self.fs, request, &input, data, reply);
         }
-        self.dispatch(request, reply).map_err(|error| {
-            if let FsError::Store(fault) = &error {
-                tracing::error!(%fault, opcode = request.opcode, inode = request.node, "an operation failed");
-            }
-            error.errno()
-        })
+        self.dispatch(request, reply).map_err(|error| number(&error, request))
     }
 
     /// The kernel asks for holes without a look at the bytes that it holds.
@@ -120,23 +118,25 @@ impl FsFace {
         let fs = &*self.fs;
         let node = InodeId(request.node);
         match request.operation {
-            O::Open { flags } if flags & O_ACCMODE == O_RDONLY => open(fs.open(node)?, self.caching(), reply),
-            O::Open { .. } => {
-                let (handle, changed) = fs.open_to_write(node)?;
-                open(handle, self.caching(), reply);
+            O::Open { flags } if flags & O_ACCMODE == O_RDONLY => {
+                open(fs.open(node)?, self.caching(), reply);
+            }
+            O::Open { flags } => {
+                let (handle, changed) = fs.open_to_write(node, flags & O_APPEND != 0)?;
+                open(handle, self.caching_for_writer(node), reply);
                 reply.outdated = changed.then_some(request.node);
             }
             O::Create { input, name } => {
                 let options = options(request, (input.mode, input.umask));
                 let (made, handle) = fs.create(node, name, &options)?;
                 reply.entry(&made);
-                open(handle, self.caching(), reply);
+                open(handle, self.caching_for_writer(made.id), reply);
             }
             O::Tmpfile(CreateIn { mode, umask, .. }) => {
                 let made = fs.tmpfile(node, &options(request, (mode, umask)))?;
-                let (handle, _) = fs.open_to_write(made.id)?;
+                let (handle, _) = fs.open_to_write(made.id, true)?;
                 reply.entry(&fs.getattr(made.id)?);
-                open(handle, self.caching(), reply);
+                open(handle, self.caching_for_writer(made.id), reply);
             }
             O::Read(input) => {
                 let count = fs.read(HandleId(input.fh), input.offset, reply.space(input.size as usize))?;
@@ -144,7 +144,11 @@ impl FsFace {
             }
             O::Write { input, data } => {
                 let has = |flag: u32| input.write_flags & flag != 0;
-                let kind = WriteKind { cached: has(WRITE_CACHE), drops_privileges: has(WRITE_KILL_SUIDGID) };
+                let kind = WriteKind {
+                    cached: has(WRITE_CACHE),
+                    drops_privileges: has(WRITE_KILL_SUIDGID),
+                    appends: input.flags & O_APPEND != 0,
+                };
                 let count = fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
                 reply.push(&WriteOut { size: count as u32, padding: 0 });
             }
@@ -178,12 +182,7 @@ impl FsFace {
                 };
                 reply.push(&LseekOut { offset: fs.lseek(HandleId(input.fh), input.offset, whence)? });
             }
-            O::CopyFileRange(input) => {
-                let from = CopyEnd { handle: HandleId(input.fh_in), offset: input.off_in };
-                let to = CopyEnd { handle: HandleId(input.fh_out), offset: input.off_out };
-                let copied = fs.copy_range(from, to, input.len.min(COPY_BYTES_MAX))?;
-                reply.push(&WriteOut { size: copied as u32, padding: 0 });
-            }
+            O::CopyFileRange(input) => self.copy_range(&input, request.opcode, reply)?,
             O::Statfs => self.statfs(reply)?,
             _ => return self.dispatch_xattrs(request, reply),
         }
@@ -193,6 +192,14 @@ impl FsFace {
     /// With little room left a writer has to hear of it at once, which the kernel's cache would not let it.
     fn caching(&self) -> u32 {
         if self.fs.nearly_full() { FOPEN_DIRECT_IO } else { FOPEN_KEEP_CACHE }
+    }
+
+    /// The same for writers. What is written to a file that is marked sync is not to wait either, and of one that
+    /// is append-only we have to know that it is appended.
+    fn caching_for_writer(&self, node: InodeId) -> u32 {
+        const DIRECT: u32 = Inode::SYNC | Inode::APPEND_ONLY;
+        let direct = self.fs.flags(node).is_ok_and(|flags| flags & DIRECT != 0);
+        if direct { FOPEN_DIRECT_IO } else { self.caching() }
     }
 
     fn dispatch_xattrs(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), FsError> {
@@ -205,6 +212,7 @@ impl FsFace {
                     0 => XattrMode::Any,
                     XATTR_CREATE => XattrMode::Create,
                     XATTR_REPLACE => XattrMode::Replace,
+                    XATTR_CREATE_AND_REPLACE => XattrMode::Never,
                     _ => return Err(FsError::Invalid),
                 };
                 self.fs.setxattr(node, name, value, mode)
@@ -212,7 +220,8 @@ impl FsFace {
             O::Getxattr { name, size } => sized(&self.fs.getxattr(node, name)?, size, reply),
             O::Listxattr { size } => {
                 let mut list = Vec::new();
-                for name in self.fs.listxattr(node)? {
+                let caller = Caller { uid: request.uid, gid: request.gid };
+                for name in self.fs.listxattr_for(node, caller)? {
                     list.extend_from_slice(&name);
                     list.push(0);
                 }
@@ -245,6 +254,17 @@ impl FsFace {
         })
     }
 
+    fn copy_range(&self, input: &CopyFileRangeIn, opcode: u32, reply: &mut Reply) -> Result<(), FsError> {
+        let from = CopyEnd { handle: HandleId(input.fh_in), offset: input.off_in };
+        let to = CopyEnd { handle: HandleId(input.fh_out), offset: input.off_out };
+        let copied = self.fs.copy_range(from, to, input.len.min(COPY_BYTES_MAX))?;
+        match opcode {
+            COPY_FILE_RANGE_64 => reply.push(&CopyFileRangeOut { bytes_copied: copied }),
+            _ => reply.push(&WriteOut { size: copied as u32, padding: 0 }),
+        }
+        Ok(())
+    }
+
     fn statfs(&self, reply: &mut Reply) -> Result<(), FsError> {
         let room = self.fs.statfs()?;
         reply.push(&StatfsOut {
@@ -261,6 +281,14 @@ impl FsFace {
         });
         Ok(())
     }
+}
+
+/// An error as the kernel's number. What is a fault, and no answer, stands in the log as well.
+pub(crate) fn number(error: &FsError, request: &Request<'_>) -> Errno {
+    if let FsError::Store(fault) = error {
+        tracing::error!(%fault, opcode = request.opcode, inode = request.node, "an operation failed");
+    }
+    error.errno()
 }
 
 fn open(handle: HandleId, open_flags: u32, reply: &mut Reply) {
@@ -297,6 +325,9 @@ fn changes(input: &SetattrIn) -> Changes {
         atime: time(fattr::ATIME, fattr::ATIME_NOW, input.atime, input.atimensec),
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, input.mtime, input.mtimensec),
         ctime: has(fattr::CTIME).then(|| Timestamp::from_parts(input.ctime as i64, input.ctimensec)),
+        // When the kernel hands over times it names the open file that they are from. Of those who ask for
+        // something only ftruncate(2) does that, and utimensat(2) never, whatever it is called with.
+        handed_over: has(fattr::FH) && !has(fattr::SIZE),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::abi::*;
 use aegisfs_base::Timestamp;
-use aegisfs_fs::{Attributes, Errno};
+use aegisfs_fs::{Attributes, Errno, Inode};
 use zerocopy::{Immutable, IntoBytes};
 
 /// How long the kernel may rely on what it was told. Only this daemon changes the data.
@@ -185,11 +185,15 @@ fn attr(attributes: &Attributes) -> Attr {
 fn statx_out(attributes: &Attributes) -> StatxOut {
     /// Everything of the basic set, and the birth time.
     const BASIC_AND_BIRTH: u32 = 0xfff;
+    /// Flags that statx(2) shows, under the same numbers.
+    const ATTRIBUTES: u64 = (Inode::IMMUTABLE | Inode::APPEND_ONLY | Inode::NO_DUMP) as u64;
     let inode = &attributes.inode;
     let time =
         |time: Timestamp| StatxTime { tv_sec: time.seconds(), tv_nsec: time.nanoseconds(), reserved: 0 };
     let stat = Statx {
         mask: BASIC_AND_BIRTH,
+        attributes: u64::from(inode.flags) & ATTRIBUTES,
+        attributes_mask: ATTRIBUTES,
         blksize: 4096,
         nlink: inode.nlink,
         uid: inode.uid,

@@ -290,7 +290,7 @@ fn decode_later<'a>(opcode: u32, body: &mut Body<'a>) -> Result<Operation<'a>, R
             O::Rename { new_parent: input.newdir, flags: input.flags, old, new }
         }
         46 => O::Lseek(body.take()?),
-        47 => O::CopyFileRange(body.take()?),
+        47 | COPY_FILE_RANGE_64 => O::CopyFileRange(body.take()?),
         50 => O::Syncfs,
         51 => O::Tmpfile(body.take()?),
         52 => O::Statx(body.take()?),

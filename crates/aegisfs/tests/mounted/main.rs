@@ -7,12 +7,20 @@
 
 mod acls;
 mod bad_input;
+mod flags;
 mod inspecting;
 mod kernel_ways;
 mod lifecycle;
 mod many;
 mod messages;
 mod mounting;
+mod nfs_handles;
+mod opcodes;
+mod posix_bytes;
+mod posix_faults;
+mod posix_locks;
+mod posix_names;
+mod posix_xattrs;
 mod privileges;
 mod requirements;
 mod requirements_bytes;

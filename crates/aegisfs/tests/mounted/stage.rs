@@ -157,6 +157,47 @@ impl Drop for Stage {
     }
 }
 
+/// An ext4 in an image file beside a stage's own, for comparing.
+pub(crate) struct Ext4 {
+    path: String,
+}
+
+impl Ext4 {
+    pub(crate) fn new(stage: &Stage) -> Self {
+        let (image, path) = (stage.path("ext4.img"), stage.path("ext4"));
+        std::fs::create_dir(&path).expect("a mount point");
+        must("truncate", &["-s", "128M", &image]);
+        must("mkfs.ext4", &["-q", "-F", &image]);
+        let ext4 = Self { path };
+        must("mount", &["-o", "loop", &image, &ext4.path]);
+        ext4
+    }
+
+    pub(crate) fn path(&self) -> String {
+        self.path.clone()
+    }
+}
+
+impl Drop for Ext4 {
+    fn drop(&mut self) {
+        let _ = run("umount", &["-l", &self.path]);
+    }
+}
+
+/// Runs a script of Python in an empty folder of the mount, and in one of ext4: it prints the same on both.
+pub(crate) fn agree_with_ext4(stage: &Stage, ext4: &Ext4, script: &str, words: &[&str]) {
+    let [expected, found] = [ext4.path(), stage.mnt()].map(|root| {
+        let folder = format!("{root}/agree");
+        std::fs::create_dir(&folder).expect("a new folder");
+        let printed = must("python3", &[&["-c", script, &folder], words].concat());
+        must("rm", &["-rf", &folder]);
+        printed
+    });
+    let difference = expected.lines().zip(found.lines()).find(|(theirs, ours)| theirs != ours);
+    assert!(difference.is_none() && expected.len() == found.len(), "ext4 and ours: {difference:?}");
+    assert!(expected.lines().count() > 10, "it prints too little: {expected}");
+}
+
 /// Lets mount(8) find the program when it remounts; one test at a time has it.
 pub(crate) struct RemountHelper {
     installed: bool,

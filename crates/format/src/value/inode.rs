@@ -29,6 +29,16 @@ const INLINE: u16 = 1 << 10;
 const XATTRS: u16 = 1 << 11;
 const KNOWN: u16 = (1 << 12) - 1;
 
+/// Bits of an inode's flags, by the names that docs/format.md gives them. Their numbers are those that chattr(1)
+/// and the kernel use.
+pub const INODE_FLAGS: [(&str, u32); 5] = [
+    ("sync", Inode::SYNC),
+    ("immutable", Inode::IMMUTABLE),
+    ("append-only", Inode::APPEND_ONLY),
+    ("no dump", Inode::NO_DUMP),
+    ("no access time", Inode::NO_ATIME),
+];
+
 /// An inode's attributes, decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Inode {
@@ -46,7 +56,7 @@ pub struct Inode {
     pub allocated: u64,
     /// Device number of a special file.
     pub rdev: u32,
-    /// Inode flags.
+    /// Flags, of [`INODE_FLAGS`]; what a later version may have set besides is kept.
     pub flags: u32,
     /// For NFS.
     pub generation: u64,
@@ -69,6 +79,22 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Changes are durable when the call returns.
+    pub const SYNC: u32 = 0x08;
+    /// Nothing of it changes, its names included.
+    pub const IMMUTABLE: u32 = 0x10;
+    /// It only grows, and keeps its names.
+    pub const APPEND_ONLY: u32 = 0x20;
+    /// A backup may leave it out.
+    pub const NO_DUMP: u32 = 0x40;
+    /// Reading does not set the access time.
+    pub const NO_ATIME: u32 = 0x80;
+
+    /// Whether it has any of these flags.
+    pub const fn has_any(&self, flags: u32) -> bool {
+        self.flags & flags != 0
+    }
+
     /// The numbers that have a bit: the bit, what goes without saying, and the number.
     fn numbers(&self) -> [(u16, u64, u64); 10] {
         [

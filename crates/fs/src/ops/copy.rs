@@ -3,7 +3,7 @@
 use super::write::WriteKind;
 use crate::FsError;
 use crate::fs::{Fs, note_commit};
-use crate::handle::HandleId;
+use crate::handle::{Access, HandleId};
 use crate::node::Node;
 use aegisfs_base::limits::{FILE_BYTES_MAX, WINDOW_BYTES};
 use aegisfs_base::{InodeId, Sequence};
@@ -29,10 +29,11 @@ impl Fs {
     /// Copies a range; returns the bytes copied, fewer at the end of the source.
     ///
     /// # Errors
-    /// `Invalid` when ranges of one file overlap, `BadHandle`, `TooLarge`, no space, or a fault.
+    /// `Invalid` when ranges of one file overlap, `NotPermitted` where flags forbid it, `BadHandle`, `TooLarge`,
+    /// no space, or a fault.
     pub fn copy_range(&self, from: CopyEnd, to: CopyEnd, length: u64) -> Result<u64, FsError> {
         let source = self.handle_node(from.handle)?;
-        let target = self.handle_node(to.handle)?;
+        let (target, access) = self.handle_access(to.handle)?;
         if !source.state.read().is_regular() || !target.state.read().is_regular() {
             return Err(FsError::Invalid);
         }
@@ -46,12 +47,18 @@ impl Fs {
             return Err(FsError::Invalid);
         }
         self.store.check_writable()?;
+        // A copy is never an append.
+        match access {
+            Access::Appends => target.state.read().refuse_flagged()?,
+            _ => target.state.read().refuse_immutable()?,
+        }
         self.store.admit_metadata()?;
         let mut copied = 0;
         while copied < length {
             let step = (length - copied).min(STEP_BYTES);
             copied += self.copy_step(&source, &target, (from.offset + copied, to.offset + copied), step)?;
         }
+        self.sync_if_asked(&target)?;
         Ok(copied)
     }
 
@@ -92,7 +99,7 @@ impl Fs {
         let was_inline = std::mem::take(&mut state.inode.inline);
         state.overlay.cut(to, to + length);
         state.inode.size = state.inode.size.max(to + length);
-        self.stamp(target, state, WriteKind { cached: false, drops_privileges: true });
+        self.stamp(target, state, WriteKind::default());
         let mut ops = vec![
             Self::put_inode(target.id, state),
             Op::Replace {
@@ -165,7 +172,7 @@ impl Fs {
         (from, to): (u64, u64),
         length: u64,
     ) -> Result<u64, FsError> {
-        let handle = self.handles.open(Arc::clone(target), false);
+        let handle = self.handles.open(Arc::clone(target), Access::Reads);
         let mut buffer = vec![0; (length as usize).min(1 << 20)];
         let mut done = 0;
         let outcome = loop {

@@ -24,7 +24,8 @@ impl Fs {
     /// there is room now. Zeroes are a hole, which reads the same.
     ///
     /// # Errors
-    /// `NotSupported` for other modes, `Invalid`, `TooLarge`, no space, or a fault.
+    /// `NotSupported` for other modes, `NotPermitted` where flags forbid it, `Invalid`, `TooLarge`, no space, or
+    /// a fault.
     pub fn fallocate(&self, handle: HandleId, offset: u64, length: u64, mode: u32) -> Result<(), FsError> {
         let node = self.handle_node(handle)?;
         if length == 0 {
@@ -34,6 +35,10 @@ impl Fs {
         self.store.check_writable()?;
         if !node.state.read().is_regular() {
             return Err(FsError::Invalid);
+        }
+        match mode & !KEEP_SIZE {
+            0 => node.state.read().refuse_immutable()?,
+            _ => node.state.read().refuse_flagged()?,
         }
         match mode {
             0 | KEEP_SIZE => drop(self.reserve(length, self.soft_reserve_bytes())?),
@@ -46,16 +51,17 @@ impl Fs {
         if mode & KEEP_SIZE == 0 {
             self.grow_to(&node, end)?;
         }
-        Ok(())
+        self.sync_if_asked(&node)
     }
 
-    fn grow_to(&self, node: &Node, end: u64) -> Result<(), FsError> {
-        let size = node.state.read().inode.size;
-        if end > size {
-            let changes = super::setattr::Changes { size: Some(end), ..Default::default() };
-            self.setattr(node.id, &changes)?;
+    /// Makes a file longer. What is written behind the range meanwhile stays.
+    fn grow_to(&self, node: &Arc<Node>, end: u64) -> Result<(), FsError> {
+        let _flushing = node.flushing.lock();
+        let mut state = node.state.write();
+        if state.dead {
+            return Err(FsError::NotFound);
         }
-        Ok(())
+        if end > state.inode.size { self.extend(node, &mut state, end) } else { Ok(()) }
     }
 
     /// Makes a range a hole.

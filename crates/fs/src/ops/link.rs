@@ -12,7 +12,7 @@ impl Fs {
     /// Gives an inode another name; one made without a name gets its first. Counts the caller's reference.
     ///
     /// # Errors
-    /// `Exists`, `NotPermitted` for directories, `TooManyLinks`, `NotFound`, or a fault.
+    /// `Exists`, `NotPermitted` for directories and where flags forbid it, `TooManyLinks`, `NotFound`, or a fault.
     pub fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Attributes, FsError> {
         name::check_new(name)?;
         let directory = self.directory(parent)?;
@@ -31,6 +31,8 @@ impl Fs {
         if self.find_entry(parent, name)?.is_some() {
             return Err(FsError::Exists);
         }
+        locked.get(parent).refuse_immutable()?;
+        locked.get(id).refuse_flagged()?;
         let now = self.now();
         let before = (locked.get(parent).inode, locked.get(id).inode);
         let was_orphan = locked.get(id).orphan;
@@ -58,6 +60,9 @@ impl Fs {
             self.store.release_orphan(id);
         }
         self.nodes.looked_up(id);
-        Ok(attributes(id, locked.get(id)))
+        let linked = attributes(id, locked.get(id));
+        drop(locked);
+        self.sync_if_asked(&directory).inspect_err(|_| self.forget(id, 1))?;
+        Ok(linked)
     }
 }

@@ -1,6 +1,6 @@
 //! create, mkdir, mknod, symlink and tmpfile: new inodes.
 
-use super::{Locked, add_to_bucket};
+use super::{Locked, add_to_bucket, flags};
 use crate::acl::{self, Acl};
 use crate::fs::{Attributes, Caller, Fs, attributes, note_commit};
 use crate::node::{Node, NodeState, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
@@ -40,7 +40,7 @@ impl Fs {
     /// Makes something new under a name, and counts the caller's reference to it.
     ///
     /// # Errors
-    /// `Exists`, `NotFound`, `NotDirectory`, `NameTooLong`, or a fault.
+    /// `Exists`, `NotFound`, `NotDirectory`, `NameTooLong`, `NotPermitted` in an immutable directory, or a fault.
     pub fn make(
         &self,
         parent: InodeId,
@@ -65,6 +65,7 @@ impl Fs {
         }
         let now = self.now();
         let state = locked.get(parent);
+        state.refuse_immutable()?;
         let (mut child, attached) = self.new_inode((id, kind), options, (parent, &state.inode))?;
         if child.is_directory() {
             child.inode.parent = parent;
@@ -95,23 +96,29 @@ impl Fs {
         let made = attributes(id, &child);
         self.nodes.looked_up(id);
         self.nodes.insert(Arc::new(Node::new(id, child)));
+        drop(locked);
+        self.sync_if_asked(&directory).inspect_err(|_| self.forget(id, 1))?;
         Ok(made)
     }
 
     /// Makes a file without a name, which goes unless it is given one.
     ///
     /// # Errors
-    /// `NotFound`, `NotDirectory`, or a fault.
+    /// `NotFound`, `NotDirectory`, `NotPermitted` in an immutable directory, or a fault.
     pub fn tmpfile(&self, parent: InodeId, options: &MakeOptions) -> Result<Attributes, FsError> {
         let directory = self.directory(parent)?;
         self.store.check_writable()?;
         self.admit_new()?;
         let id = self.store.new_inode_id()?;
-        let above = directory.state.read().inode;
-        // A directory that was removed takes nothing new.
-        if above.nlink == 0 {
-            return Err(FsError::NotFound);
-        }
+        let above = {
+            let state = directory.state.read();
+            // A directory that was removed takes nothing new.
+            if state.inode.nlink == 0 {
+                return Err(FsError::NotFound);
+            }
+            state.refuse_immutable()?;
+            state.inode
+        };
         let (mut child, attached) = self.new_inode((id, Kind::File), options, (parent, &above))?;
         child.inode.nlink = 0;
         child.orphan = true;
@@ -177,6 +184,7 @@ impl Fs {
             ctime: now,
             btime: now,
             xattrs: !attached.is_empty(),
+            flags: flags::inherited(parent, matches!(kind, Kind::File | Kind::Directory)),
             ..Inode::default()
         };
         match kind {

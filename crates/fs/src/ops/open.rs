@@ -3,9 +3,10 @@
 use super::make::{Kind, MakeOptions};
 use crate::FsError;
 use crate::fs::{Attributes, Fs, attributes};
-use crate::handle::HandleId;
+use crate::handle::{Access, HandleId};
 use crate::node::NodeState;
 use aegisfs_base::InodeId;
+use aegisfs_format::value::Inode;
 
 impl Fs {
     /// Opens a file or directory.
@@ -17,25 +18,34 @@ impl Fs {
         if node.state.read().dead {
             return Err(FsError::NotFound);
         }
-        Ok(self.handles.open(node, false))
+        Ok(self.handles.open(node, Access::Reads))
     }
 
-    /// Opens a file for somebody who may write to it. Says whether its attributes look otherwise since.
+    /// Opens a file for somebody who may write to it, or with `appends` only at its end. Says whether its
+    /// attributes look otherwise since.
     ///
     /// # Errors
-    /// `NotFound`, or a fault.
-    pub fn open_to_write(&self, id: InodeId) -> Result<(HandleId, bool), FsError> {
-        if !self.options.kernel_caches {
-            return Ok((self.open(id)?, false));
-        }
+    /// `NotFound`, `NotPermitted` where flags forbid it, or a fault.
+    pub fn open_to_write(&self, id: InodeId, appends: bool) -> Result<(HandleId, bool), FsError> {
         let node = self.node(id)?;
         let mut state = node.state.write();
         if state.dead {
             return Err(FsError::NotFound);
         }
-        let changed = changes_looks(id, &mut state, |state| state.cached_writers += 1);
+        if appends {
+            state.refuse_immutable()?;
+        } else {
+            state.refuse_flagged()?;
+        }
+        if state.inode.has_any(Inode::APPEND_ONLY) {
+            drop(state);
+            return Ok((self.handles.open(node, Access::Appends), false));
+        }
+        let cached = u32::from(self.options.kernel_caches);
+        state.writers += 1;
+        let changed = changes_looks(id, &mut state, |state| state.cached_writers += cached);
         drop(state);
-        Ok((self.handles.open(node, true), changed))
+        Ok((self.handles.open(node, Access::Writes), changed))
     }
 
     /// Whether the kernel may hold bytes of a file that have not reached us.
@@ -54,7 +64,7 @@ impl Fs {
         options: &MakeOptions,
     ) -> Result<(Attributes, HandleId), FsError> {
         let made = self.make(parent, name, Kind::File, options)?;
-        let (handle, _) = self.open_to_write(made.id)?;
+        let (handle, _) = self.open_to_write(made.id, true)?;
         Ok((self.getattr(made.id)?, handle))
     }
 
@@ -63,9 +73,13 @@ impl Fs {
     /// # Errors
     /// `BadHandle`.
     pub fn release(&self, handle: HandleId) -> Result<bool, FsError> {
-        let (node, writes_cached) = self.handles.close(handle).ok_or(FsError::BadHandle)?;
-        let changed = writes_cached
-            && changes_looks(node.id, &mut node.state.write(), |state| state.cached_writers -= 1);
+        let (node, access) = self.handles.close(handle).ok_or(FsError::BadHandle)?;
+        let changed = access == Access::Writes && {
+            let cached = u32::from(self.options.kernel_caches);
+            let mut state = node.state.write();
+            state.writers -= 1;
+            changes_looks(node.id, &mut state, |state| state.cached_writers -= cached)
+        };
         self.drop_if_unused(&node);
         Ok(changed)
     }

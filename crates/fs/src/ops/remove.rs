@@ -15,7 +15,7 @@ impl Fs {
     /// Removes a name that does not lead to a directory.
     ///
     /// # Errors
-    /// `NotFound`, `IsDirectory`, or a fault.
+    /// `NotFound`, `IsDirectory`, `NotPermitted` where flags forbid it, or a fault.
     pub fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<(), FsError> {
         self.remove(parent, name, false)
     }
@@ -23,7 +23,7 @@ impl Fs {
     /// Removes an empty directory.
     ///
     /// # Errors
-    /// `NotFound`, `NotDirectory`, `NotEmpty`, or a fault.
+    /// `NotFound`, `NotDirectory`, `NotEmpty`, `NotPermitted` where flags forbid it, or a fault.
     pub fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<(), FsError> {
         if name == b"." {
             return Err(FsError::Invalid);
@@ -47,11 +47,13 @@ impl Fs {
             if !still || !locked.all_alive() {
                 continue;
             }
+            locked.get(parent).refuse_flagged()?;
+            locked.get(entry.inode).refuse_flagged()?;
             check_kind(locked.get(entry.inode), directory)?;
             self.remove_locked(&mut locked, parent, name, &node)?;
             drop(locked);
             self.drop_if_unused(&node);
-            return Ok(());
+            return self.sync_if_asked(&above);
         }
     }
 

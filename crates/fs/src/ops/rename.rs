@@ -70,7 +70,8 @@ impl Fs {
                 if let Some(gone) = done {
                     self.drop_if_unused(&gone);
                 }
-                return Ok(());
+                self.sync_if_asked(&scene.from)?;
+                return self.sync_if_asked(&scene.to);
             }
         }
     }
@@ -118,6 +119,7 @@ impl Fs {
             Some(target) if target.id == scene.source.id => return Ok(Some(None)),
             _ => {}
         }
+        refuse_flagged(from, to, scene, &mut locked)?;
         self.refuse_loops(from, to, scene, &mut locked, flags)?;
         let before: Vec<(InodeId, Inode)> =
             nodes.iter().map(|node| (node.id, locked.get(node.id).inode)).collect();
@@ -348,6 +350,24 @@ impl Fs {
             state.inode.ctime = now;
         }
         locked.get(moved).inode.ctime = now;
+    }
+}
+
+/// What keeps its names is not renamed, nor replaced; and where names stay none goes.
+fn refuse_flagged(
+    from: Place<'_>,
+    to: Place<'_>,
+    scene: &Scene,
+    locked: &mut Locked<'_>,
+) -> Result<(), FsError> {
+    locked.get(from.parent).refuse_flagged()?;
+    locked.get(scene.source.id).refuse_flagged()?;
+    match &scene.target {
+        None => locked.get(to.parent).refuse_immutable(),
+        Some(target) => {
+            locked.get(to.parent).refuse_flagged()?;
+            locked.get(target.id).refuse_flagged()
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use aegisfs_base::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX};
 use aegisfs_base::{InodeId, Timestamp};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
-use aegisfs_format::value;
+use aegisfs_format::value::{self, Inode};
 use aegisfs_store::reap::{hole, truncated_value};
 use std::sync::Arc;
 
@@ -40,19 +40,58 @@ pub struct Changes {
     pub drops_privileges: bool,
     /// Last change of the inode, which a kernel with a writeback cache keeps itself.
     pub ctime: Option<Timestamp>,
+    /// Nobody asked for it: a kernel with a writeback cache hands over the times that it kept.
+    pub handed_over: bool,
+}
+
+impl Changes {
+    /// Whether both times are to be that of the change, as touch(1) asks. A kernel that keeps times itself gives
+    /// the one of modification as a number, the same as that of the inode's change.
+    fn touches(&self) -> bool {
+        let modified = match self.mtime {
+            Some(TimeChange::Now) => true,
+            Some(TimeChange::To(time)) => self.ctime == Some(time),
+            None => false,
+        };
+        modified && self.atime == Some(TimeChange::Now)
+    }
+
+    /// Whether nobody asked for it. A kernel that keeps times itself may also hand them over when nobody has the
+    /// file open any more, since it changes the last one with every name and mode; the others are as they were.
+    fn is_handed_over(&self, inode: &Inode) -> bool {
+        let alone = self.atime.is_none() && self.permissions.is_none();
+        let alone = alone && self.uid.is_none() && self.gid.is_none() && self.ctime.is_some();
+        alone && (self.handed_over || self.mtime.is_none_or(|time| time == TimeChange::To(inode.mtime)))
+    }
+
+    /// Refuses what the inode's flags forbid.
+    fn check_flags(&self, state: &NodeState) -> Result<(), FsError> {
+        if self.is_handed_over(&state.inode) {
+            return Ok(());
+        }
+        let only_touches = self.touches() && self.permissions.is_none() && self.uid.is_none();
+        if only_touches && self.gid.is_none() { state.refuse_immutable() } else { state.refuse_flagged() }
+    }
 }
 
 impl Fs {
     /// Changes attributes.
     ///
     /// # Errors
-    /// `NotFound`, `IsDirectory`, `TooLarge`, or a fault.
+    /// `NotFound`, `IsDirectory`, `TooLarge`, `NotPermitted` where flags forbid it, or a fault.
     pub fn setattr(&self, id: InodeId, changes: &Changes) -> Result<Attributes, FsError> {
         self.store.check_writable()?;
         let node = self.node(id)?;
         if let Some(size) = changes.size {
             self.truncate(&node, size)?;
         }
+        let changed = self.change_attributes(&node, changes)?;
+        self.sync_if_asked(&node)?;
+        Ok(changed)
+    }
+
+    fn change_attributes(&self, node: &Arc<Node>, changes: &Changes) -> Result<Attributes, FsError> {
+        let id = node.id;
         let mut state = node.state.write();
         let has_any = state.inode.mode & (S_ISUID | S_ISGID) != 0 || state.inode.xattrs;
         let drops_privileges = changes.drops_privileges && has_any;
@@ -63,8 +102,9 @@ impl Fs {
         if others == Changes::default() {
             return Ok(attributes(id, &state));
         }
+        others.check_flags(&state)?;
         if others.drops_privileges && !state.is_directory() {
-            self.drop_capability(&node, &mut state)?;
+            self.drop_capability(node, &mut state)?;
         }
         let before = state.inode;
         let acl = match others.permissions {
@@ -78,7 +118,7 @@ impl Fs {
             && others.gid.is_none()
             && !others.drops_privileges;
         if only_times && state.is_dirty() {
-            self.keep_for_later(&node, &mut state);
+            self.keep_for_later(node, &mut state);
             return Ok(attributes(id, &state));
         }
         let mut ops = vec![Self::put_inode(id, &state)];
@@ -107,6 +147,7 @@ impl Fs {
         if !state.is_regular() {
             return Err(FsError::Invalid);
         }
+        state.refuse_flagged()?;
         if size > state.inode.size {
             return self.extend(node, &mut state, size);
         }
@@ -148,7 +189,7 @@ impl Fs {
     }
 
     /// Bytes between the old length and the new one are a hole.
-    fn extend(&self, node: &Arc<Node>, state: &mut NodeState, size: u64) -> Result<(), FsError> {
+    pub(super) fn extend(&self, node: &Arc<Node>, state: &mut NodeState, size: u64) -> Result<(), FsError> {
         let before = state.inode;
         let now = self.now();
         state.inode.size = size;

@@ -3,7 +3,7 @@
 use crate::FsError;
 use crate::flush::Portion;
 use crate::fs::Fs;
-use crate::handle::HandleId;
+use crate::handle::{Access, HandleId};
 use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
 use crate::overlay::Origin;
 use aegisfs_base::InodeId;
@@ -25,6 +25,15 @@ pub struct WriteKind {
     pub cached: bool,
     /// The writer may not keep the file's setuid and setgid bits.
     pub drops_privileges: bool,
+    /// The writer writes at the end, wherever that is by then.
+    pub appends: bool,
+}
+
+impl Default for WriteKind {
+    /// That of an ordinary user, anywhere.
+    fn default() -> Self {
+        Self { cached: false, drops_privileges: true, appends: false }
+    }
 }
 
 /// The attribute that gives a program powers; it does not outlive a change of the program.
@@ -34,9 +43,9 @@ impl Fs {
     /// Writes bytes at an offset, on behalf of an ordinary user. Durable after a sync of the file.
     ///
     /// # Errors
-    /// `TooLarge`, `BadHandle`, no space, or a fault.
+    /// `TooLarge`, `BadHandle`, `NotPermitted` to an immutable file, no space, or a fault.
     pub fn write(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize, FsError> {
-        self.write_with(handle, offset, data, WriteKind { cached: false, drops_privileges: true })
+        self.write_with(handle, offset, data, WriteKind::default())
     }
 
     /// The same, as it came about.
@@ -50,7 +59,7 @@ impl Fs {
         data: &[u8],
         kind: WriteKind,
     ) -> Result<usize, FsError> {
-        let node = self.handle_node(handle)?;
+        let (node, access) = self.handle_access(handle)?;
         if data.is_empty() {
             return Ok(0);
         }
@@ -64,6 +73,7 @@ impl Fs {
         if !state.is_regular() {
             return Err(FsError::Invalid);
         }
+        check_flags(&state, access, kind)?;
         // A kernel that cached the bytes asked for this when they were written; what was set since stays.
         if !kind.cached {
             self.drop_capability(&node, &mut state)?;
@@ -85,6 +95,7 @@ impl Fs {
         } else if ready {
             self.wake_flusher();
         }
+        self.sync_if_asked(&node)?;
         Ok(data.len())
     }
 
@@ -105,10 +116,11 @@ impl Fs {
     /// Takes powers from a file that is about to change.
     ///
     /// # Errors
-    /// `NotFound`, or a fault.
+    /// `NotFound`, `NotPermitted` when it is immutable, or a fault.
     pub fn drop_privileges(&self, id: InodeId) -> Result<(), FsError> {
         let node = self.node(id)?;
         let mut state = node.state.write();
+        state.refuse_immutable()?;
         self.drop_capability(&node, &mut state)?;
         let before = state.inode.mode;
         drop_set_bits(&mut state.inode);
@@ -180,6 +192,21 @@ impl Fs {
             self.drained.1.wait_for(&mut turn, Duration::from_millis(20));
         }
         Ok(())
+    }
+}
+
+/// Refuses bytes that the file's flags forbid.
+///
+/// What a kernel cached may have been written before the flags were set, and is taken. But what was opened as
+/// append-only is written directly, and no kernel caches anything of it except what is written to a mapping: where
+/// nobody else has the file open to write, cached bytes come from there, and would lie over older ones.
+fn check_flags(state: &NodeState, access: Access, kind: WriteKind) -> Result<(), FsError> {
+    let only_appenders = state.writers == 0 && access == Access::Appends;
+    match (kind.cached, access) {
+        (true, _) if only_appenders => state.refuse_flagged(),
+        (true, _) => Ok(()),
+        (false, Access::Appends) if !kind.appends => state.refuse_flagged(),
+        (false, _) => state.refuse_immutable(),
     }
 }
 

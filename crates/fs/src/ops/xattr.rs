@@ -2,7 +2,7 @@
 
 use crate::FsError;
 use crate::acl::{self, Acl};
-use crate::fs::{Fs, HEAD};
+use crate::fs::{Caller, Fs, HEAD};
 use crate::node::{S_IFLNK, S_IFMT, S_ISGID};
 use aegisfs_base::InodeId;
 use aegisfs_base::limits::{NAME_BYTES_MAX, XATTR_BYTES_MAX};
@@ -22,13 +22,16 @@ pub enum XattrMode {
     Create,
     /// It must.
     Replace,
+    /// It must, and must not.
+    Never,
 }
 
 impl Fs {
     /// Sets an attribute.
     ///
     /// # Errors
-    /// `Exists`, `NoAttribute`, `Range` for long names, `TooLarge` for values over 64 KiB, or a fault.
+    /// `Exists`, `NoAttribute`, `Range` for long names, `TooLarge` for values over 64 KiB, `NotPermitted` where flags
+    /// forbid it, `NotSupported` for other namespaces than `user`, `trusted` and `security`, or a fault.
     pub fn setxattr(&self, id: InodeId, name: &[u8], content: &[u8], mode: XattrMode) -> Result<(), FsError> {
         check_name(name)?;
         if content.len() > XATTR_BYTES_MAX {
@@ -44,10 +47,12 @@ impl Fs {
         if state.dead {
             return Err(FsError::NotFound);
         }
+        state.refuse_flagged()?;
         let there = self.stored_xattr(id, name)?.is_some();
         match mode {
             XattrMode::Create if there => return Err(FsError::Exists),
-            XattrMode::Replace if !there => return Err(FsError::NoAttribute),
+            XattrMode::Never if there => return Err(FsError::Exists),
+            XattrMode::Replace | XattrMode::Never if !there => return Err(FsError::NoAttribute),
             _ => {}
         }
         let before = state.inode;
@@ -57,14 +62,17 @@ impl Fs {
         let put =
             Op::PutVersion { table: Table::Xattr, stem: key::xattr(id, name), value: value::wrap(content) };
         let ops = vec![put, Self::put_inode(id, &state)];
-        self.commit_node(id, &mut state, before, ops)
+        self.commit_node(id, &mut state, before, ops)?;
+        drop(state);
+        self.sync_if_asked(&node)
     }
 
     /// Sets an ACL, and with it the mode. One that the mode says as well is not kept. With `drops_setgid` the
     /// setgid bit goes: the caller may not keep it.
     ///
     /// # Errors
-    /// `Invalid` for what is no ACL or cannot have it, `NotSupported` on symbolic links, or a fault.
+    /// `Invalid` for what is no ACL or cannot have it, `NotSupported` on symbolic links, `NotPermitted` where flags
+    /// forbid it, or a fault.
     pub fn set_acl(
         &self,
         id: InodeId,
@@ -80,6 +88,7 @@ impl Fs {
         if state.dead {
             return Err(FsError::NotFound);
         }
+        state.refuse_flagged()?;
         if state.inode.mode & S_IFMT == S_IFLNK {
             return Err(FsError::NotSupported);
         }
@@ -104,7 +113,9 @@ impl Fs {
         }
         state.inode.ctime = self.now();
         ops.push(Self::put_inode(id, &state));
-        self.commit_node(id, &mut state, before, ops)
+        self.commit_node(id, &mut state, before, ops)?;
+        drop(state);
+        self.sync_if_asked(&node)
     }
 
     /// An ACL of an inode, if it has one that says more than its mode.
@@ -125,6 +136,16 @@ impl Fs {
             return Err(FsError::NoAttribute);
         }
         self.stored_xattr(id, name)?.ok_or(FsError::NoAttribute)
+    }
+
+    /// The names of the attributes that a caller may see.
+    ///
+    /// # Errors
+    /// `NotFound`, or a fault.
+    pub fn listxattr_for(&self, id: InodeId, caller: Caller) -> Result<Vec<Vec<u8>>, FsError> {
+        let mut names = self.listxattr(id)?;
+        names.retain(|name| caller.uid == 0 || !name.starts_with(TRUSTED));
+        Ok(names)
     }
 
     /// The names of all attributes.
@@ -155,12 +176,16 @@ impl Fs {
     /// Removes an attribute.
     ///
     /// # Errors
-    /// `NoAttribute`, or a fault.
+    /// `NoAttribute`, `NotPermitted` where flags forbid it, or a fault.
     pub fn removexattr(&self, id: InodeId, name: &[u8]) -> Result<(), FsError> {
         check_name(name)?;
         self.store.check_writable()?;
         let node = self.node(id)?;
         let mut state = node.state.write();
+        if state.dead {
+            return Err(FsError::NotFound);
+        }
+        state.refuse_flagged()?;
         if self.stored_xattr(id, name)?.is_none() {
             return Err(FsError::NoAttribute);
         }
@@ -168,7 +193,9 @@ impl Fs {
         state.inode.ctime = self.now();
         let remove = Op::RemoveVersion { table: Table::Xattr, stem: key::xattr(id, name) };
         let ops = vec![remove, Self::put_inode(id, &state)];
-        self.commit_node(id, &mut state, before, ops)
+        self.commit_node(id, &mut state, before, ops)?;
+        drop(state);
+        self.sync_if_asked(&node)
     }
 
     pub(super) fn stored_xattr(&self, id: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>, FsError> {
@@ -178,12 +205,20 @@ impl Fs {
     }
 }
 
+/// Namespaces of attributes that are kept as they come.
+const NAMESPACES: [&[u8]; 3] = [b"user.", TRUSTED, b"security."];
+/// That of those which only the superuser sees.
+const TRUSTED: &[u8] = b"trusted.";
+
+/// Refuses what is no name, and names of attributes that mean something that is not there. The kernel leaves it to
+/// the filesystem who may set what in the namespace `system.`.
 fn check_name(name: &[u8]) -> Result<(), FsError> {
     if name.len() > NAME_BYTES_MAX {
         return Err(FsError::Range);
     }
-    if name.is_empty() || name.contains(&0) {
+    if name.is_empty() || name.contains(&0) || NAMESPACES.contains(&name) {
         return Err(FsError::Invalid);
     }
-    Ok(())
+    let known = acl::is_acl(name) || NAMESPACES.iter().any(|namespace| name.starts_with(namespace));
+    if known { Ok(()) } else { Err(FsError::NotSupported) }
 }

@@ -90,7 +90,7 @@ impl Player {
         let before = self.now();
         let expected = match offset.checked_add(length) {
             _ if length == 0 => Ok(0),
-            Some(end) if end <= FILE_BYTES_MAX => Ok(length as usize),
+            Some(end) if end <= FILE_BYTES_MAX => self.tree.inodes[&id].may_grow().map(|()| length as usize),
             _ => Err(Errno::EFBIG),
         };
         let handle = self.borrow(id);
@@ -135,7 +135,7 @@ impl Player {
         let expected = match self.tree.get(id).map(|inode| &inode.content) {
             Err(error) => Err(error),
             _ if size > FILE_BYTES_MAX => Err(Errno::EFBIG),
-            Ok(Content::File(_)) => Ok(vec![Touch::content(id)]),
+            Ok(Content::File(_)) => self.tree.inodes[&id].may_change().map(|()| vec![Touch::content(id)]),
             Ok(Content::Directory { .. }) => Err(Errno::EISDIR),
             Ok(_) => Err(Errno::EINVAL),
         };
@@ -163,6 +163,10 @@ impl Player {
         let grows = mode & 1 == 0 && end > size;
         let expected = if length == 0 {
             Err(Errno::EINVAL)
+        } else if let Err(error) =
+            if mode < 2 { self.tree.inodes[&id].may_grow() } else { self.tree.inodes[&id].may_change() }
+        {
+            Err(error)
         } else if mode == 2 || mode == 8 {
             Err(Errno::EOPNOTSUPP)
         } else {
@@ -230,7 +234,9 @@ impl Player {
         self.give_back(target);
         let length = length.min(size.saturating_sub(offset));
         let apart = offset + length <= at || at + length <= offset;
-        let expected = if from == to && !apart { Err(Errno::EINVAL) } else { Ok(length) };
+        let overlap = from == to && !apart;
+        let expected = if overlap { Err(Errno::EINVAL) } else { self.tree.inodes[&to].may_grow() };
+        let expected = expected.map(|()| length);
         let Some((copied, expected)) = self.agree(real, expected) else { return };
         assert_eq!(copied, expected, "bytes copied");
         if copied == 0 {

@@ -29,9 +29,9 @@ pub(crate) fn compare_touched(fs: &Fs, tree: &mut Tree, touched: &[Touch], befor
 pub(crate) fn compare_attributes(fs: &Fs, id: InodeId, model: &Inode) {
     let found = fs.getattr(id).unwrap_or_else(|e| panic!("inode {id}: {e}"));
     let real = found.inode;
-    let of_real = (real.mode, (real.uid, real.gid), real.nlink, real.size);
-    let of_model = (model.mode, model.owner, model.nlink, model.size());
-    assert_eq!(of_real, of_model, "mode, owner, links and size of inode {id}");
+    let of_real = (real.mode, (real.uid, real.gid), real.nlink, real.size, real.flags);
+    let of_model = (model.mode, model.owner, model.nlink, model.size(), model.flags);
+    assert_eq!(of_real, of_model, "mode, owner, links, size and flags of inode {id}");
     let times = (real.atime, real.mtime, real.ctime);
     assert_eq!(times, (model.atime, model.mtime, model.ctime), "times of inode {id}");
     if model.file().is_some_and(Bytes::is_hole) {

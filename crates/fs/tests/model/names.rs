@@ -4,11 +4,15 @@ use crate::bytes::Bytes;
 use crate::player::Player;
 use crate::tree::{Content, Inode, Touch};
 use aegisfs_base::{InodeId, Rng, Timestamp};
-use aegisfs_fs::{Attributes, Caller, Changes, Errno, Kind, MakeOptions, RenameFlags, TimeChange, XattrMode};
+use aegisfs_fs::{
+    Attributes, Caller, Changes, Errno, INODE_FLAGS, Inode as Flags, Kind, MakeOptions, RenameFlags,
+    TimeChange, XattrMode,
+};
 use std::collections::BTreeMap;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFSOCK: u32 = 0o140_000;
+const INHERITED: u32 = Flags::SYNC | Flags::NO_DUMP | Flags::NO_ATIME;
 
 fn text(name: &[u8]) -> String {
     let name = String::from_utf8_lossy(name);
@@ -43,6 +47,10 @@ impl Player {
             mode: format,
             owner: (options.caller.uid, gid),
             nlink: if matches!(kind, Kind::Directory) { 2 } else { 1 },
+            flags: match kind {
+                Kind::File | Kind::Directory => above.flags & INHERITED,
+                _ => above.flags & INHERITED & !Flags::SYNC,
+            },
             atime: made.inode.atime,
             mtime: made.inode.mtime,
             ctime: made.inode.ctime,
@@ -92,7 +100,7 @@ impl Player {
         self.tell(format_args!("tmpfile in {parent}"));
         let alive = self.tree.entries(parent).and_then(|_| match self.tree.get(parent)?.nlink {
             0 => Err(Errno::ENOENT),
-            _ => Ok(()),
+            _ => self.tree.get(parent)?.may_grow(),
         });
         let Some((made, ())) = self.agree(self.fs().tmpfile(parent, &options), alive) else { return };
         let inode = Inode { nlink: 0, ..self.made(parent, &made, Kind::File, &options) };
@@ -151,9 +159,11 @@ impl Player {
         };
         self.tell(format_args!("setattr {id} {changes:?}"));
         let before = self.now();
-        let Some((_, ())) = self.agree(self.fs().setattr(id, &changes), self.tree.get(id).map(drop)) else {
-            return;
-        };
+        let expected = self.tree.get(id).and_then(|inode| match changes == Changes::default() {
+            true => Ok(()),
+            false => inode.may_change(),
+        });
+        let Some((_, ())) = self.agree(self.fs().setattr(id, &changes), expected) else { return };
         if changes == Changes::default() {
             return self.compare(&[Touch::nothing(id)], before);
         }
@@ -169,6 +179,25 @@ impl Player {
         self.compare(&[Touch::attributes(id)], before);
     }
 
+    /// Flags; mostly none, or nothing would go on.
+    pub(crate) fn flags(&mut self) {
+        let id = self.any_inode();
+        let some = |flags, (_, flag)| if self.rng.below(3) == 0 { flags | flag } else { flags };
+        let flags = if self.rng.below(2) == 0 { INODE_FLAGS.into_iter().fold(0, some) } else { 0 };
+        self.tell(format_args!("flags {id} {flags:#x}"));
+        let before = self.now();
+        let old = self.tree.get(id).map(|inode| inode.flags);
+        let expected = match old {
+            Ok(old) if old & flags & Flags::IMMUTABLE != 0 && old != flags => Err(Errno::EPERM),
+            old => old.map(drop),
+        };
+        if self.agree(self.fs().set_flags(id, flags, Caller::default()), expected).is_some() {
+            self.tree.get_mut(id).flags = flags;
+            let touch = if old == Ok(flags) { Touch::nothing(id) } else { Touch::attributes(id) };
+            self.compare(&[touch], before);
+        }
+    }
+
     pub(crate) fn xattr(&mut self) {
         let id = self.any_inode();
         let name = match self.rng.below(30) {
@@ -181,7 +210,8 @@ impl Player {
             256.. => Err(Errno::ERANGE),
             _ => Ok(()),
         };
-        let there = self.tree.get(id).map(|inode| inode.xattrs.contains_key(&name));
+        let there =
+            self.tree.get(id).and_then(|inode| inode.may_change().map(|()| inode.xattrs.contains_key(&name)));
         let there = valid.and(there);
         let before = self.now();
         if self.rng.below(3) == 0 {

@@ -2,7 +2,7 @@
 
 use crate::bytes::Bytes;
 use aegisfs_base::{InodeId, Timestamp};
-use aegisfs_fs::{Errno, ROOT, RenameFlags};
+use aegisfs_fs::{Errno, Inode as Flags, ROOT, RenameFlags};
 use std::collections::BTreeMap;
 
 /// What a verb answers: something, or an error number.
@@ -19,6 +19,7 @@ pub(crate) struct Inode {
     pub(crate) mode: u32,
     pub(crate) owner: (u32, u32),
     pub(crate) nlink: u32,
+    pub(crate) flags: u32,
     pub(crate) atime: Timestamp,
     pub(crate) mtime: Timestamp,
     pub(crate) ctime: Timestamp,
@@ -57,6 +58,16 @@ pub(crate) struct Tree {
 impl Inode {
     pub(crate) fn is_directory(&self) -> bool {
         matches!(self.content, Content::Directory { .. })
+    }
+
+    /// Refuses what an immutable inode does not take.
+    pub(crate) fn may_grow(&self) -> Answer<()> {
+        if self.flags & Flags::IMMUTABLE != 0 { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    /// Refuses what an append-only one does not take either.
+    pub(crate) fn may_change(&self) -> Answer<()> {
+        if self.flags & (Flags::IMMUTABLE | Flags::APPEND_ONLY) != 0 { Err(Errno::EPERM) } else { Ok(()) }
     }
 
     pub(crate) fn file(&self) -> Option<&Bytes> {
@@ -134,7 +145,7 @@ impl Tree {
         if self.get(parent)?.nlink == 0 {
             return Err(Errno::ENOENT);
         }
-        if taken { Err(Errno::EEXIST) } else { Ok(()) }
+        if taken { Err(Errno::EEXIST) } else { self.get(parent)?.may_grow() }
     }
 
     /// Puts something new under a name.
@@ -159,6 +170,8 @@ impl Tree {
         if taken {
             return Err(Errno::EEXIST);
         }
+        self.get(parent)?.may_grow()?;
+        self.get(id)?.may_change()?;
         self.entries_mut(parent).insert(name.to_vec(), id);
         let inode = self.get_mut(id);
         inode.nlink += 1;
@@ -168,6 +181,8 @@ impl Tree {
 
     pub(crate) fn remove(&mut self, parent: InodeId, name: &[u8], directory: bool) -> Answer<Vec<Touch>> {
         let id = self.find(parent, name)?;
+        self.get(parent)?.may_change()?;
+        self.get(id)?.may_change()?;
         self.may_go(id, directory)?;
         self.entries_mut(parent).remove(name);
         self.get_mut(parent).nlink -= u32::from(directory);
@@ -212,6 +227,15 @@ impl Tree {
             None if flags.exchange => return Err(Errno::ENOENT),
             Some(target) if target == moved => return Ok(Vec::new()),
             _ => {}
+        }
+        self.get(parent)?.may_change()?;
+        self.get(moved)?.may_change()?;
+        match target {
+            None => self.get(new_parent)?.may_grow()?,
+            Some(target) => {
+                self.get(new_parent)?.may_change()?;
+                self.get(target)?.may_change()?;
+            }
         }
         let loops = self.is_below(new_parent, moved)
             || flags.exchange && target.is_some_and(|target| self.is_below(parent, target));
