@@ -11,6 +11,7 @@ mod demo;
 mod layers;
 mod licences;
 mod metadata;
+mod programs;
 mod setup;
 mod shell;
 mod skips;
@@ -27,8 +28,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   check         format, lints, layers, docs, licences, texts: before every commit
   layers        only the question whether a crate looks to its right
   test          everything CI runs; installs the tools that are missing
+  programs [NAME]  the programs of tests/programs on a mount, or one of them
   demo          makes a filesystem in an image file, shows it at work, leaves it mounted
-  soak          the crash tests with many more points: soak [POINTS]
+  soak          the crash tests with many more points, programs for hours: soak [POINTS]
   bench [ROW]   speed through the mount beside ext4, in one run; rows whose names contain ROW
 ";
 
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
         ["check"] => report("check", check::run()),
         ["layers"] => report("layers", layers::run()),
         ["test"] => report("test", test::run()),
+        ["programs"] => report("programs", programs::run_alone(None)),
+        ["programs", name] => report("programs", programs::run_alone(Some(name))),
         ["demo"] => report("demo", demo::run()),
         ["soak"] => report("soak", soak::run(None)),
         ["soak", points] => report("soak", soak::run(Some(points))),

@@ -32,11 +32,19 @@ const PACKAGES: [Package; 12] = [
     Package { program: "stress-ng", package: "stress-ng" },
 ];
 
-/// What only the benchmark compares with.
-const BENCH_PACKAGES: [Package; 2] = [
-    Package { program: "mkfs.btrfs", package: "btrfs-progs" },
-    Package { program: "pg_createcluster", package: "postgresql" },
+const POSTGRESQL: Package = Package { program: "pg_createcluster", package: "postgresql" };
+
+/// What runs on a mount because people run it there.
+const PROGRAM_PACKAGES: [Package; 5] = [
+    POSTGRESQL,
+    Package { program: "borg", package: "borgbackup" },
+    Package { program: "restic", package: "restic" },
+    Package { program: "npm", package: "npm" },
+    Package { program: "ps", package: "procps" },
 ];
+
+/// What only the benchmark compares with.
+const BENCH_PACKAGES: [Package; 2] = [Package { program: "mkfs.btrfs", package: "btrfs-progs" }, POSTGRESQL];
 
 /// The runner of unit and simulator tests.
 pub(crate) const NEXTEST: Tool = Tool { program: "cargo-nextest", package: "cargo-nextest", version: None };
@@ -44,12 +52,20 @@ pub(crate) const NEXTEST: Tool = Tool { program: "cargo-nextest", package: "carg
 pub(crate) const PJDFSTEST: Tool =
     Tool { program: "pjdfstest", package: "pjdfstest", version: Some("0.2.2") };
 
+/// Does random things to a file and knows what must be in it.
+pub(crate) const FSX: Tool = Tool { program: "fsx", package: "fsx", version: Some("0.3.2") };
+
 /// Installs the Debian packages whose programs are missing, where that is possible.
 ///
 /// A package that cannot be installed is no error here: the tests that need it skip themselves and
 /// say so, and the list of allowed skips decides.
 pub(crate) fn install_packages() {
     install(&PACKAGES);
+}
+
+/// The same for the programs that run on a mount.
+pub(crate) fn install_program_packages() {
+    install(&PROGRAM_PACKAGES);
 }
 
 /// The same for what the benchmark compares with; it leaves out what is not there.

@@ -1,5 +1,7 @@
-//! `soak`: what an ordinary run has no time for: the crash tests with many more points, and millions of files.
+//! `soak`: what an ordinary run has no time for: the crash tests with many more points, millions of files, and the
+//! programs of `tests/programs` for long.
 
+use crate::programs;
 use crate::shell;
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Read};
@@ -14,6 +16,8 @@ const TOTAL_MIN: u64 = 100_000;
 const FLIPS: &str = "10000";
 /// Files of the test with very many files.
 const FILES: &str = "10000000";
+/// The ways to mount that the programs run on, each for itself.
+const OPTION_SETS: [&str; 2] = ["writeback=on", "writeback=off"];
 /// How a suite begins the line in which it tells its points.
 const MARK: &str = "crash points: ";
 
@@ -39,6 +43,7 @@ pub(crate) fn run(points: Option<&str>) -> Result<()> {
     ensure!(points.is_some() || total >= TOTAL_MIN, "{total} points are fewer than {TOTAL_MIN}");
     if points.is_none() {
         make_many_files()?;
+        programs::soak(&OPTION_SETS)?;
     }
     Ok(())
 }

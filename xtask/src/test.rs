@@ -2,7 +2,8 @@
 //!
 //! The unit stage comes last, so that the closing lines of its runner are the last lines printed.
 
-use crate::setup::{self, NEXTEST, PJDFSTEST, Tool};
+use crate::programs;
+use crate::setup::{self, FSX, NEXTEST, PJDFSTEST, Tool};
 use crate::shell;
 use crate::skips::{self, Skip};
 use crate::unit;
@@ -15,23 +16,16 @@ struct Stage {
     /// How long it should take at most; a longer run is reported, not failed, because machines differ.
     minutes: u64,
     tools: &'static [Tool],
-    work: Work,
-}
-
-enum Work {
     /// Runs, and returns which tests skipped themselves.
-    Now(fn() -> Result<Vec<Skip>>),
-    /// Has a place and a budget but no content yet.
-    Later,
+    work: fn() -> Result<Vec<Skip>>,
 }
 
 const BEFORE_UNIT: [Stage; 3] = [
-    Stage { name: "build", minutes: 8, tools: &[], work: Work::Now(build) },
-    Stage { name: "mounted", minutes: 8, tools: &[NEXTEST, PJDFSTEST], work: Work::Now(unit::run_mounted) },
-    Stage { name: "programs", minutes: 5, tools: &[], work: Work::Later },
+    Stage { name: "build", minutes: 8, tools: &[], work: build },
+    Stage { name: "mounted", minutes: 8, tools: &[NEXTEST, PJDFSTEST], work: unit::run_mounted },
+    Stage { name: "programs", minutes: 5, tools: &[FSX], work: programs::run },
 ];
-const UNIT: Stage =
-    Stage { name: "unit and simulator", minutes: 6, tools: &[NEXTEST], work: Work::Now(unit::run) };
+const UNIT: Stage = Stage { name: "unit and simulator", minutes: 6, tools: &[NEXTEST], work: unit::run };
 
 /// What is known when the last stage ends.
 #[derive(Default)]
@@ -70,21 +64,17 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn prepare() -> Result<()> {
-    let wanted = BEFORE_UNIT.iter().chain([&UNIT]).filter(|stage| matches!(stage.work, Work::Now(_)));
-    let tools = wanted.flat_map(|stage| stage.tools);
+    let tools = BEFORE_UNIT.iter().chain([&UNIT]).flat_map(|stage| stage.tools);
     setup::install_packages();
+    setup::install_program_packages();
     tools.into_iter().try_for_each(setup::install_tool)
 }
 
 impl Report {
     fn run(&mut self, stage: &Stage) {
-        let Work::Now(work) = stage.work else {
-            println!("-- {}: nothing in it yet", stage.name);
-            return;
-        };
         println!("-- {}: budget {} min", stage.name, stage.minutes);
         let start = Instant::now();
-        let outcome = work();
+        let outcome = (stage.work)();
         let seconds = start.elapsed().as_secs();
         match outcome {
             Ok(skips) => {
@@ -107,6 +97,7 @@ impl Report {
 
 fn build() -> Result<Vec<Skip>> {
     shell::run(&["cargo", "build", "--workspace", "--all-targets"])?;
+    programs::build()?;
     Ok(Vec::new())
 }
 
@@ -123,12 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_stage_is_reported_and_one_without_content_is_not() {
+    fn a_failed_stage_is_reported_and_the_next_runs() {
         let mut report = Report::default();
-        let later = Stage { name: "later", minutes: 1, tools: &[], work: Work::Later };
-        let fails = Stage { name: "fails", minutes: 1, tools: &[], work: Work::Now(|| bail!("broken")) };
-        report.run(&later);
+        let fails = Stage { name: "fails", minutes: 1, tools: &[], work: || bail!("broken") };
+        let skips =
+            Stage { name: "skips", minutes: 1, tools: &[], work: || Ok(skips::find("SKIPPED: a: b\n")) };
         report.run(&fails);
+        report.run(&skips);
         assert_eq!(report.failures, ["fails: broken"]);
+        assert_eq!(report.skips.len(), 1);
     }
 }

@@ -1,0 +1,231 @@
+# What every script here stands on: an image file in a folder of its own, mounted, and taken away at the end
+# whatever happens. Sourced, never run.
+#
+#   AEGISFS                  the program under test
+#   AEGISFS_LONG             1 for the long run
+#   AEGISFS_MOUNT_OPTIONS    how to mount; `defaults` unless given
+#
+# Whatever touches the mount runs under `within SECONDS`, because a filesystem that hangs must not hang its test.
+# Processes are ended by their numbers, which the script that started them knows.
+
+set -euo pipefail
+
+: "${AEGISFS:?has to name the program under test}"
+LONG=${AEGISFS_LONG:-}
+MOUNT_OPTIONS=${AEGISFS_MOUNT_OPTIONS:-defaults}
+NAME=$(basename "$0" .sh)
+SOURCES=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+FOLDER=
+# The daemon of the present mount, and whatever else was started and not waited for.
+DAEMON=
+STARTED=()
+
+say() { echo "$NAME: $*"; }
+
+fail() {
+    echo "$NAME: FAILED: $*" >&2
+    exit 1
+}
+
+# The second number in the long run, else the first.
+count() { if [[ -n $LONG ]]; then echo "$2"; else echo "$1"; fi; }
+
+skip() {
+    echo "SKIPPED: programs::$NAME: $*"
+    exit 0
+}
+
+# Ends the script if one of these is not installed.
+need() {
+    local program
+    for program in "$@"; do
+        command -v "$program" > /dev/null || skip "$program is not installed"
+    done
+}
+
+# Runs a command under a time limit. A signal reaches us while we wait, and is passed on.
+within() {
+    local status=0 running
+    timeout --kill-after=5 "$@" <&0 &
+    running=$!
+    STARTED+=("$running")
+    wait "$running" || status=$?
+    forget "$running"
+    if [[ $status == 124 || $status == 137 ]]; then
+        fail "this took longer than $1 s: ${*:2}"
+    fi
+    return $status
+}
+
+# Such a process needs no ending any more.
+forget() {
+    local pid left=()
+    for pid in "${STARTED[@]}"; do
+        [[ $pid == "$1" ]] || left+=("$pid")
+    done
+    STARTED=("${left[@]}")
+}
+
+is_alive() {
+    local state
+    state=$(sed -n 's/^State:\t\(.\).*/\1/p' "/proc/$1/status" 2> /dev/null) || return 1
+    [[ -n $state && $state != Z && $state != X ]]
+}
+
+# Whether a process ends within so many seconds.
+ends() {
+    local n
+    for ((n = 0; n < $2 * 20; n++)); do
+        is_alive "$1" || return 0
+        sleep 0.05
+    done
+    return 1
+}
+
+is_mounted() { findmnt --noheadings --mountpoint "$MNT" > /dev/null; }
+
+clean_up() {
+    local status=$? pid
+    trap - EXIT ERR
+    set +e
+    for pid in "${STARTED[@]}"; do
+        kill -TERM "$pid" 2> /dev/null
+    done
+    if is_mounted; then
+        timeout 20 umount --lazy "$MNT"
+    fi
+    # Without users the daemon ends by itself. One that does not is stuck, and so is whoever waits for it.
+    if [[ -n $DAEMON ]] && ! ends "$DAEMON" 20; then
+        echo "$NAME: the daemon did not end; it is killed" >&2
+        kill -KILL "$DAEMON" 2> /dev/null
+        ends "$DAEMON" 5
+    fi
+    for pid in "${STARTED[@]}"; do
+        ends "$pid" 5 || kill -KILL "$pid" 2> /dev/null
+    done
+    rm -rf --one-file-system "$FOLDER"
+    exit "$status"
+}
+
+# Makes the folder: IMAGE will be the filesystem, MNT its mount point, HOST a folder outside of it.
+begin() {
+    [[ $(id -u) == 0 && -e /dev/fuse ]] || skip "needs root and /dev/fuse"
+    need timeout findmnt rsync python3
+    FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/aegisfs-$NAME.XXXXXX")
+    IMAGE=$FOLDER/disk.img
+    MNT=$FOLDER/mnt
+    HOST=$FOLDER/host
+    trap clean_up EXIT
+    trap 'exit 143' TERM INT HUP
+    trap 'echo "$NAME: FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
+    set -E
+    # Others than root have to get through.
+    chmod 755 "$FOLDER"
+    mkdir "$MNT" "$HOST"
+    within 60 "$AEGISFS" format --size "$1" "$IMAGE" > /dev/null
+    attach
+}
+
+attach() {
+    within 120 "$AEGISFS" mount -o "$MOUNT_OPTIONS" "$IMAGE" "$MNT"
+    DAEMON=$(timeout 60 "$AEGISFS" --json status "$MNT" | sed -n 's/.*"pid":\([0-9]*\).*/\1/p')
+    [[ -n $DAEMON ]] || fail "the status tells no process"
+}
+
+detach() {
+    local daemon=$DAEMON
+    within 180 "$AEGISFS" umount "$MNT"
+    ends "$daemon" 20 || fail "the daemon did not end after umount"
+    DAEMON=
+}
+
+# Everything from the device again.
+remount() {
+    detach
+    attach
+}
+
+# What the daemon held in memory is gone. The next mount is over the dead one, or after it was taken away.
+kill_daemon() {
+    kill -KILL "$DAEMON"
+    ends "$DAEMON" 20 || fail "the daemon lives on after kill -9"
+    DAEMON=
+}
+
+# Waits until each of these files has grown by some lines, and then for a random part of two seconds, DELAY. Their
+# complaints are in workers.log.
+let_them_work() {
+    local file lines n milliseconds=$((RANDOM % 2000))
+    for file in "$@"; do
+        lines=$(wc -l < "$file")
+        for ((n = 0; $(wc -l < "$file") < lines + 10; n++)); do
+            ((n < 1200)) || fail "nobody works: $(tail -n 5 "$HOST/workers.log")"
+            sleep 0.05
+        done
+    done
+    DELAY=$(printf '%d.%03d' $((milliseconds / 1000)) $((milliseconds % 1000)))
+    sleep "$DELAY"
+}
+
+check() {
+    within 600 "$AEGISFS" check "$IMAGE" > "$FOLDER/check" 2>&1 ||
+        fail "check found something: $(cat "$FOLDER/check")"
+}
+
+# The end of every script: nothing was refused, and the device is in order.
+finish() {
+    timeout 60 "$AEGISFS" --json status "$MNT" | grep -q '"poisoned":null' || fail "writing was stopped"
+    detach
+    check
+    say "ok"
+}
+
+# Fails unless two trees agree in everything: bytes, names, links, owners, modes, times, attributes, ACLs.
+# What a program changes by itself is left out with options of rsync's.
+same_tree() {
+    local from=$1 to=$2 difference
+    difference=$(within 300 rsync -aHAXn --numeric-ids --checksum --delete --itemize-changes "${@:3}" "$from/" "$to/")
+    [[ -z $difference ]] || fail "$to is not as $from: $difference"
+}
+
+# So many bytes that do not compress, the same for the same seed.
+noise() {
+    python3 -c 'import random, sys
+sys.stdout.buffer.write(random.Random(sys.argv[1]).randbytes(int(sys.argv[2])))' "$1" "$2"
+}
+
+# A folder on the host with some of everything that a backup has to carry; the second form is a later state of it.
+make_tree() {
+    local tree=$1 n
+    mkdir -p "$tree/sources" "$tree/many"
+    cp -a "$SOURCES/crates" "$SOURCES/docs" "$tree/sources/"
+    for ((n = 0; n < 300; n++)); do
+        echo "the number $n" > "$tree/many/file $n"
+    done
+    noise 1 5000000 > "$tree/noise"
+    seq 400000 > "$tree/numbers"
+    truncate -s 50M "$tree/sparse"
+    printf end | dd of="$tree/sparse" bs=1 seek=30000000 conv=notrunc status=none
+    : > "$tree/empty"
+    mkdir "$tree/empty folder"
+    ln "$tree/noise" "$tree/many/hard link"
+    ln -s ../nowhere "$tree/many/symlink"
+    mkfifo "$tree/many/fifo"
+    touch -d '2001-02-03 04:05:06.789' "$tree/numbers" "$tree/empty folder"
+    chmod 4711 "$tree/numbers"
+    chown 1234:5678 "$tree/many"
+    printf 'a name\nof two lines' > "$tree/a name"$'\n'"of two lines"
+    echo long > "$tree/$(printf 'n%.0s' {1..255})"
+    echo bytes > "$tree/"$'\xff\xfe'
+}
+
+change_tree() {
+    local tree=$1
+    rm -rf "$tree/sources/docs" "$tree/many/file 1"*
+    printf changed | dd of="$tree/noise" bs=1 seek=2500000 conv=notrunc status=none
+    seq 400001 400100 >> "$tree/numbers"
+    mv "$tree/sources" "$tree/moved"
+    printf middle | dd of="$tree/sparse" bs=1 seek=10000000 conv=notrunc status=none
+    mkdir "$tree/later"
+    noise 2 1000000 > "$tree/later/noise"
+}
