@@ -2,7 +2,7 @@
 //!
 //! The kernel puts a request into the queue of the processor that the caller runs on, so whoever answers is
 //! woken there too, and the caller goes on as soon as the answer is given. A thread has one place for a request
-//! and runs it to its end, however long that takes; what comes meanwhile goes to the queue's other threads, and
+//! and runs it to its end, however long that takes, with long reads and writes on whatever processor is free; what comes meanwhile goes to the queue's other threads, and
 //! if none is left, one is added, up to a bound. Beyond that requests wait in the kernel, as they do when all
 //! readers of /dev/fuse are busy.
 
@@ -11,9 +11,9 @@ mod place;
 
 use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, answer, handle, lock};
 use crate::reply::Reply;
-use crate::request::Request;
+use crate::request::{Operation, Request};
 use place::{Place, Taken};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -24,6 +24,8 @@ const THREADS_MAX: usize = 8;
 const THREADS_TOTAL: usize = 128;
 /// Threads of a queue that may wait for the kernel besides, which costs memory only.
 const WAITING_MAX: usize = 64;
+/// From so many bytes on, work on them takes longer than to wake somebody on another processor.
+const BULK_BYTES: usize = 128 << 10;
 /// A request's names and small values; longer than that are only bytes to be stored, which have short replies.
 const NAMES_BYTES_MAX: usize = 16 << 10;
 
@@ -59,6 +61,8 @@ pub fn allow_rings() -> io::Result<bool> {
 /// The queues, once there are some.
 pub(super) struct Rings {
     queues: OnceLock<Vec<Queue>>,
+    /// Where this process may run.
+    processors: OnceLock<CpuSet>,
 }
 
 /// What is known of a queue's threads.
@@ -78,7 +82,7 @@ struct Threads {
 
 impl Rings {
     pub(super) const fn new() -> Self {
-        Self { queues: OnceLock::new() }
+        Self { queues: OnceLock::new(), processors: OnceLock::new() }
     }
 
     /// Whether requests come through rings.
@@ -88,6 +92,11 @@ impl Rings {
 
     pub(super) fn threads(&self) -> usize {
         self.all().iter().map(|queue| lock(&queue.state).all).sum()
+    }
+
+    /// Asked first by a thread that is not bound yet.
+    fn processors(&self) -> CpuSet {
+        *self.processors.get_or_init(|| sched_getaffinity(None).unwrap_or_default())
     }
 
     fn all(&self) -> &[Queue] {
@@ -104,6 +113,7 @@ impl Rings {
 /// Starts the threads of every queue. The kernel sends nothing before each queue has one.
 pub(super) fn start<H: Handler>(shared: &Arc<Shared<H>>) {
     let queues = possible_processors();
+    shared.rings.processors();
     let _ = shared.rings.queues.set((0..queues).map(|_| Queue::default()).collect());
     for queue in 0..queues {
         for _ in 0..THREADS_FIRST {
@@ -130,20 +140,54 @@ fn add_thread<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) -> io::Result<(
     started
 }
 
-fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) {
-    let mut processor = CpuSet::new();
-    processor.set(queue);
-    // One that is possible but not there, or not ours, has its queue served from anywhere.
-    if let Err(error) = sched_setaffinity(None, &processor) {
-        tracing::debug!(%error, queue, "a thread is not bound to its processor");
+/// A thread's queue, and where it may run.
+struct Post {
+    queue: usize,
+    own: CpuSet,
+    all: CpuSet,
+    roams: bool,
+}
+
+impl Post {
+    /// On a queue's processor. One that is possible but not there, or not ours, has its queue served from anywhere.
+    fn at(queue: usize, all: CpuSet) -> Self {
+        let mut own = CpuSet::new();
+        own.set(queue);
+        let mut post = Self { queue, own: if all.is_set(queue) { own } else { all }, all, roams: true };
+        post.settle(false);
+        post
     }
+
+    /// Bound for short work, so that nobody is woken on another processor; free for long work, which others can
+    /// then share in.
+    fn settle(&mut self, roams: bool) {
+        if self.roams != roams {
+            self.roams = roams;
+            let where_to = if roams { &self.all } else { &self.own };
+            if let Err(error) = sched_setaffinity(None, where_to) {
+                tracing::debug!(%error, "a thread stays where it is");
+            }
+        }
+    }
+}
+
+fn is_bulk(request: &Request<'_>) -> bool {
+    match request.operation {
+        Operation::Read(input) => input.size as usize >= BULK_BYTES,
+        Operation::Write { data, .. } => data.len() >= BULK_BYTES,
+        _ => false,
+    }
+}
+
+fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) {
+    let mut post = Post::at(queue, shared.rings.processors());
     let first = Place::new(&shared.device, queue, TRANSFER_BYTES as usize).and_then(|mut place| {
         place.offer()?;
         let came = place.wait()?;
         Ok((place, came))
     });
     let outcome = match first {
-        Ok((mut place, true)) => serve_place(shared, queue, &mut place),
+        Ok((mut place, true)) => serve_place(shared, &mut post, &mut place),
         Ok((_, false)) => Ok(()),
         Err(error) => {
             let left = shared.rings.change(queue, |threads| {
@@ -163,7 +207,8 @@ fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) {
 }
 
 /// Answers the request that came to a place, and those after it.
-fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, place: &mut Place) -> io::Result<()> {
+fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut Place) -> io::Result<()> {
+    let queue = post.queue;
     let mut names = Vec::new();
     let mut short = Reply::default();
     loop {
@@ -180,10 +225,10 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, place: &mut Pl
         let outcome = if rest <= NAMES_BYTES_MAX {
             names.clear();
             names.extend_from_slice(&reply.room()[..rest]);
-            take(shared, queue, Request::decode_parts(header, head, &names), reply)
+            take(shared, post, Request::decode_parts(header, head, &names), reply)
         } else {
             let outcome =
-                take(shared, queue, Request::decode_parts(header, head, &reply.room()[..rest]), &mut short);
+                take(shared, post, Request::decode_parts(header, head, &reply.room()[..rest]), &mut short);
             reply.clear();
             reply.push_bytes(short.body());
             outcome
@@ -199,7 +244,7 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, place: &mut Pl
 /// Answers one request into a reply.
 fn take<H: Handler>(
     shared: &Arc<Shared<H>>,
-    queue: usize,
+    post: &mut Post,
     request: Result<Request<'_>, crate::RequestError>,
     reply: &mut Reply,
 ) -> Result<(), Errno> {
@@ -208,11 +253,12 @@ fn take<H: Handler>(
         tracing::error!(%error, "the kernel sent what cannot be read");
         Errno::EIO
     })?;
+    post.settle(is_bulk(&request));
     let outcome = match answer(shared, &request, reply) {
         Answer::Now(outcome) => outcome,
         Answer::None => Err(super::ENOSYS),
         Answer::WrittenBack => {
-            wait_for_kernel(shared, queue, request.node)?;
+            wait_for_kernel(shared, post.queue, request.node)?;
             handle(&shared.handler, &request, reply)
         }
     };
