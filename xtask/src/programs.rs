@@ -5,7 +5,7 @@ use crate::shell;
 use crate::skips::{self, Skip};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -44,9 +44,11 @@ struct Run<'a> {
     long: bool,
 }
 
-/// Each script's short run, with the program that was built before.
+/// Each script's short run, with the program that was built before, through io_uring where the kernel has that.
 pub(crate) fn run() -> Result<Vec<Skip>> {
-    Run { mount_options: None, long: false }.all(&SCRIPTS)
+    let has_rings = Path::new("/sys/module/fuse/parameters/enable_uring").exists();
+    let asked = std::env::var_os("AEGISFS_MOUNT_OPTIONS").is_some();
+    Run { mount_options: (has_rings && !asked).then_some("io_uring=on"), long: false }.all(&SCRIPTS)
 }
 
 /// The same outside of a run of all tests, or one script of them.
@@ -70,7 +72,7 @@ fn prepare() -> Result<()> {
 }
 
 /// Each script's long run with each of these mount options.
-pub(crate) fn soak(option_sets: &[&str]) -> Result<()> {
+pub(crate) fn soak(option_sets: &[String]) -> Result<()> {
     prepare()?;
     build()?;
     for options in option_sets {

@@ -16,8 +16,8 @@ const TOTAL_MIN: u64 = 100_000;
 const FLIPS: &str = "10000";
 /// Files of the test with very many files.
 const FILES: &str = "10000000";
-/// The ways to mount that the programs run on, each for itself.
-const OPTION_SETS: [&str; 2] = ["writeback=on", "writeback=off"];
+/// The ways to mount on which pjdfstest and the programs run, each for itself: transport and cache.
+const WAYS: [(&str, &str); 4] = [("on", "on"), ("on", "off"), ("off", "on"), ("off", "off")];
 /// How a suite begins the line in which it tells its points.
 const MARK: &str = "crash points: ";
 
@@ -43,7 +43,9 @@ pub(crate) fn run(points: Option<&str>) -> Result<()> {
     ensure!(points.is_some() || total >= TOTAL_MIN, "{total} points are fewer than {TOTAL_MIN}");
     if points.is_none() {
         make_many_files()?;
-        programs::soak(&OPTION_SETS)?;
+        WAYS.iter().try_for_each(|way| check_posix(*way))?;
+        let options = WAYS.map(|(rings, writeback)| format!("io_uring={rings},writeback={writeback}"));
+        programs::soak(&options)?;
     }
     Ok(())
 }
@@ -55,6 +57,17 @@ fn make_many_files() -> Result<()> {
     let line = [&line[..], &["--", "many::many_files", "--nocapture"]].concat();
     let status = shell::command(&line).env("AEGISFS_MANY_FILES", FILES).status()?;
     ensure!(status.success(), "the test with very many files failed: {status}");
+    Ok(())
+}
+
+/// pjdfstest on one way to mount.
+fn check_posix((rings, writeback): (&str, &str)) -> Result<()> {
+    println!("soak: pjdfstest, io_uring={rings}, writeback={writeback}");
+    let line = ["cargo", "test", "--release", "--package", "aegisfs", "--test", "mounted"];
+    let mut command = shell::command(&[&line[..], &["--", "suites::", "--nocapture"]].concat());
+    command.env("AEGISFS_MOUNT_IO_URING", rings).env("AEGISFS_MOUNT_WRITEBACK", writeback);
+    let status = command.status()?;
+    ensure!(status.success(), "pjdfstest failed with io_uring={rings}, writeback={writeback}: {status}");
     Ok(())
 }
 

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Files that the status names as used most.
+const HOTTEST: usize = 10;
 /// Threads that write files out; compression has its own.
 const FLUSHERS: usize = 2;
 /// How far the kernel reads ahead.
@@ -81,6 +83,9 @@ impl Service for Daemon {
         let log = self.store.log_counts();
         let (hits, misses) = self.store.cache_counts();
         let (handles, nodes) = self.fs.open_counts();
+        let hottest = self.fs.hottest(HOTTEST).into_iter();
+        let hottest: Vec<Value> =
+            hottest.map(|(id, count)| json!({ "inode": id.0, "operations": count })).collect();
         let mut answer = json!({
             "pid": std::process::id(),
             "pool": superblock.pool.to_string(),
@@ -98,6 +103,8 @@ impl Service for Daemon {
             "log_bytes_written": log.written_bytes,
             "log_bytes_content": log.content_bytes,
             "chunk_cache": { "hits": hits, "misses": misses },
+            "lock_waits": aegisfs_fs::lock_waits().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+            "hottest_files": hottest,
             "metadata_pages_healed": self.store.pages_healed(),
         });
         if let (Value::Object(all), Value::Object(mount)) = (&mut answer, self.describe_mount()) {

@@ -2,6 +2,7 @@
 
 use crate::FsError;
 use crate::handle::Handles;
+use crate::heat::Heat;
 use crate::name::NameHasher;
 use crate::node::{Node, NodeState, S_IFDIR};
 use crate::overlay::{Origin, Overlay};
@@ -84,6 +85,7 @@ pub struct Fs {
     pub(crate) store: Arc<Store>,
     pub(crate) nodes: Nodes,
     pub(crate) handles: Handles,
+    pub(crate) heat: Heat,
     pub(crate) hasher: NameHasher,
     pub(crate) options: FsOptions,
     pub(crate) clock: Arc<dyn Clock>,
@@ -136,6 +138,7 @@ impl Fs {
             store,
             nodes: Nodes::default(),
             handles: Handles::default(),
+            heat: Heat::default(),
             hasher,
             options,
             clock,
@@ -160,6 +163,11 @@ impl Fs {
     /// Bytes that are only in memory or in the log so far.
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty_bytes.load(Ordering::Acquire)
+    }
+
+    /// The files that are read and written most just now, the hottest first, and about how often.
+    pub fn hottest(&self, count: usize) -> Vec<(InodeId, u64)> {
+        self.heat.hottest(count, self.clock.elapsed())
     }
 
     /// Open handles, and inodes in memory.

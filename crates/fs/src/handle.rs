@@ -2,8 +2,8 @@
 
 use crate::FsError;
 use crate::fs::Fs;
+use crate::locks::{self, CountedMutex};
 use crate::node::Node;
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,11 +12,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HandleId(pub u64);
 
+/// Shards, so that threads seldom meet: every read and write looks its handle up.
+const SHARDS: usize = 32;
+
 /// Every open handle.
-#[derive(Default)]
 pub(crate) struct Handles {
     next: AtomicU64,
-    open: Mutex<HashMap<HandleId, Open>>,
+    open: Vec<CountedMutex<HashMap<HandleId, Open>>>,
+}
+
+impl Default for Handles {
+    fn default() -> Self {
+        let shard = || CountedMutex::new(&locks::HANDLES, HashMap::new());
+        Self { next: AtomicU64::new(0), open: std::iter::repeat_with(shard).take(SHARDS).collect() }
+    }
 }
 
 struct Open {
@@ -39,19 +48,23 @@ impl Handles {
     pub(crate) fn open(&self, node: Arc<Node>, access: Access) -> HandleId {
         let handle = HandleId(self.next.fetch_add(1, Ordering::Relaxed) + 1);
         node.opens.fetch_add(1, Ordering::AcqRel);
-        self.open.lock().insert(handle, Open { node, access });
+        self.shard(handle).lock().insert(handle, Open { node, access });
         handle
     }
 
     /// Returns the node and what the handle was for.
     pub(crate) fn close(&self, handle: HandleId) -> Option<(Arc<Node>, Access)> {
-        let Open { node, access } = self.open.lock().remove(&handle)?;
+        let Open { node, access } = self.shard(handle).lock().remove(&handle)?;
         node.opens.fetch_sub(1, Ordering::AcqRel);
         Some((node, access))
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.open.lock().len()
+        self.open.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    fn shard(&self, handle: HandleId) -> &CountedMutex<HashMap<HandleId, Open>> {
+        &self.open[(handle.0 % SHARDS as u64) as usize]
     }
 }
 
@@ -61,7 +74,11 @@ impl Fs {
     }
 
     pub(crate) fn handle_access(&self, handle: HandleId) -> Result<(Arc<Node>, Access), FsError> {
-        let open = self.handles.open.lock();
-        open.get(&handle).map(|open| (Arc::clone(&open.node), open.access)).ok_or(FsError::BadHandle)
+        let open = self.handles.shard(handle).lock();
+        let (node, access) =
+            open.get(&handle).map(|open| (Arc::clone(&open.node), open.access)).ok_or(FsError::BadHandle)?;
+        drop(open);
+        self.heat.note(node.id, || self.clock.elapsed());
+        Ok((node, access))
     }
 }

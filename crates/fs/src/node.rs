@@ -1,11 +1,12 @@
 //! An inode in memory.
 
 use crate::FsError;
+use crate::locks::{self, CountedRwLock};
 use crate::overlay::Overlay;
 use aegisfs_base::{InodeId, Sequence};
 use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, Store};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,7 +24,7 @@ pub(crate) struct Node {
     pub(crate) id: InodeId,
     /// Held by whoever moves the node's bytes to the store, or changes them other than by writing.
     pub(crate) flushing: Mutex<()>,
-    pub(crate) state: RwLock<NodeState>,
+    pub(crate) state: CountedRwLock<NodeState>,
     /// Open handles.
     pub(crate) opens: AtomicU64,
     /// Whether it is in the list of nodes that may be dirty.
@@ -72,7 +73,7 @@ impl Node {
         Self {
             id,
             flushing: Mutex::new(()),
-            state: RwLock::new(state),
+            state: CountedRwLock::new(&locks::NODES, state),
             opens: AtomicU64::new(0),
             listed: AtomicBool::new(false),
         }

@@ -1,5 +1,6 @@
 //! Nodes in memory, by number, and how often the kernel knows each.
 
+use crate::locks::{self, CountedMutex};
 use crate::node::Node;
 use aegisfs_base::InodeId;
 use parking_lot::Mutex;
@@ -14,7 +15,7 @@ const SHARDS: usize = 64;
 
 /// Nodes and lookup counts.
 pub(crate) struct Table {
-    shards: Vec<Mutex<Shard>>,
+    shards: Vec<CountedMutex<Shard>>,
     /// Nodes that became dirty and were not seen clean since.
     dirty: Mutex<Vec<Arc<Node>>>,
     scanning: Mutex<()>,
@@ -91,7 +92,7 @@ impl Lookups {
 impl Default for Table {
     fn default() -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| CountedMutex::new(&locks::TABLE, Shard::default())).collect(),
             dirty: Mutex::default(),
             scanning: Mutex::default(),
         }
@@ -99,7 +100,7 @@ impl Default for Table {
 }
 
 impl Table {
-    fn shard(&self, id: InodeId) -> &Mutex<Shard> {
+    fn shard(&self, id: InodeId) -> &CountedMutex<Shard> {
         &self.shards[(id.0 % SHARDS as u64) as usize]
     }
 

@@ -21,7 +21,7 @@ use aegisfs_format::op::{Op, Transaction};
 use aegisfs_pool::{Placement, Pool, ReadBack};
 pub use counters::Counters;
 pub(crate) use ids::{Ids, id_limits};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -229,7 +229,7 @@ impl Store {
 
     /// The sequence of the last change.
     pub fn last_sequence(&self) -> Sequence {
-        self.sequencer.lock().last
+        self.lock_sequencer().last
     }
 
     /// The highest sequence known to be on stable storage.
@@ -251,7 +251,7 @@ impl Store {
     ) -> Result<Committed, StoreError> {
         self.check_writable()?;
         self.wait_for_log_room()?;
-        let mut sequencer = self.sequencer.lock();
+        let mut sequencer = self.lock_sequencer();
         let sequence = sequencer.last.next();
         let view = self.metadata.view();
         let epoch = self.head_epoch(branch)?;
@@ -275,6 +275,13 @@ impl Store {
         }
         self.counters.committed();
         Ok(Committed { sequence, effects })
+    }
+
+    fn lock_sequencer(&self) -> MutexGuard<'_, Sequencer> {
+        self.sequencer.try_lock().unwrap_or_else(|| {
+            self.counters.sequencer_waits.fetch_add(1, Ordering::Relaxed);
+            self.sequencer.lock()
+        })
     }
 
     fn head_epoch(&self, branch: BranchId) -> Result<EpochId, StoreError> {
@@ -410,14 +417,14 @@ impl Store {
 
     /// Runs `work` while no change can pass the sequencer, and takes the slots freed so far.
     pub(crate) fn with_sequencer<T>(&self, work: impl FnOnce(Sequence, Vec<Placement>) -> T) -> T {
-        let mut sequencer = self.sequencer.lock();
+        let mut sequencer = self.lock_sequencer();
         let freed = std::mem::take(&mut sequencer.freed);
         work(sequencer.last, freed)
     }
 
     /// Sets the last sequence at the end of recovery.
     pub(crate) fn set_last(&self, last: Sequence) {
-        self.sequencer.lock().last = last;
+        self.lock_sequencer().last = last;
     }
 
     /// Which segment holds how many live bytes; for tests and reports.

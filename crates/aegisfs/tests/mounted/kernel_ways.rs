@@ -190,3 +190,37 @@ fn only_block_devices_are_mounted_as_such() {
         block.check();
     }
 }
+
+/// What is used most is named, and work on different files waits for no lock that they share.
+#[test]
+fn the_hottest_files_and_waits_for_locks_are_told() {
+    if !can_mount("the_hottest_files_and_waits_for_locks_are_told") {
+        return;
+    }
+    let stage = Stage::image("512M");
+    stage.mount_with("writeback=off");
+    let waits = || -> u64 {
+        let status = stage.json("status");
+        let locks = status["lock_waits"].as_object().expect("an object").clone();
+        locks.values().map(|count| count.as_u64().unwrap()).sum::<u64>()
+            + status["store"]["sequencer_waits"].as_u64().expect("a number")
+    };
+    fs::write(stage.at("hot"), [1; 8192]).unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(stage.at("hot")).unwrap());
+    let before = waits();
+    let line = format!(
+        "cd {}; for n in 1 2 3 4; do (mkdir $n; for k in $(seq 250); do echo $k > $n/$k; \
+         dd if=/dev/zero of=hot bs=512 count=8 conv=notrunc status=none; done) & done; wait",
+        stage.mnt()
+    );
+    shell(&line);
+    let status = stage.json("status");
+    let hottest = status["hottest_files"].as_array().expect("a list");
+    assert_eq!(hottest[0]["inode"], inode, "{hottest:?}");
+    assert!(hottest.len() <= 10 && hottest[0]["operations"].as_u64().unwrap() > 2000, "{hottest:?}");
+    let requests: u64 = status["opcodes"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+    let waited = waits() - before;
+    println!("{waited} waits for locks in {requests} requests of four writers, who share one file of theirs");
+    assert!(waited * 4 < requests, "{waited} waits in {requests} requests");
+    stage.umount();
+}

@@ -22,6 +22,8 @@ macro_rules! counters {
 counters! {
     /// Changes that passed the sequencer.
     transactions,
+    /// How often somebody had to wait for the sequencer.
+    sequencer_waits,
     /// Rows written.
     rows,
     /// Bytes of those rows, headers and padding included.
