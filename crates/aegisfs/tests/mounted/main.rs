@@ -10,6 +10,7 @@ mod bad_input;
 mod flags;
 mod inspecting;
 mod kernel_ways;
+mod latency;
 mod lifecycle;
 mod many;
 mod messages;
