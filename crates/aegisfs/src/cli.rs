@@ -41,6 +41,16 @@ pub(crate) enum Command {
         /// The mount point.
         mount: PathBuf,
     },
+    /// Have the kernel write back what it holds of a file; a daemon cannot wait for its own mount.
+    #[command(hide = true)]
+    WriteBack {
+        /// The mount point.
+        mount: PathBuf,
+        /// The file's inode.
+        node: u64,
+        /// Its generation.
+        generation: u64,
+    },
     /// Serve a filesystem that keeps nothing, to measure what the way through the kernel costs.
     #[command(hide = true)]
     NullMount {

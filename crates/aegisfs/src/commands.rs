@@ -52,6 +52,10 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Sync { mount } => sync::run(&mount, json),
         Command::Status { target } => status::run(target.as_deref(), json),
         Command::Usage { mount } => usage::run(&mount, json),
+        Command::WriteBack { mount, node, generation } => {
+            aegisfs_fuse::write_back(&mount, node, generation)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::NullMount { mount, io_uring } => null_mount(&mount, io_uring),
         Command::Check { device } => check::run(&device, json),
         Command::Inspect(args) => inspect::run(&args, json),

@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Files that the status names as used most.
 const HOTTEST: usize = 10;
@@ -147,6 +148,25 @@ struct Running {
     daemon: Arc<Daemon>,
 }
 
+/// The end of a mount, which comes once: when the kernel says so, or with the connection.
+#[derive(Default)]
+struct Ending {
+    running: Mutex<Option<Running>>,
+    outcome: Mutex<Option<Failure>>,
+}
+
+impl Ending {
+    /// Ends what runs, if it does. `held` says that the kernel still keeps others away from the device.
+    fn end(&self, held: bool) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(running) = running
+            && let Err(failure) = finish(running, held)
+        {
+            *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+        }
+    }
+}
+
 /// Mounts and serves until the mount goes. `ready` is called once the root answers.
 ///
 /// # Errors
@@ -159,19 +179,22 @@ pub(crate) fn run(
     log: &Path,
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
-    let running = start(device, mount, options, settings, log)?;
-    let signals = watch_signals(&running.daemon)?;
+    let (daemon, ending) = start(device, mount, options, settings, log)?;
+    let signals = watch_signals(&daemon)?;
     ready();
     tracing::info!(mount = %mount.display(), "mounted");
-    running.daemon.session.wait();
+    daemon.session.wait();
     signals.close();
-    let words = places::last_words(&running.daemon.store.pool().uuid().to_string());
-    finish(running).inspect_err(|failure| {
-        // Whoever unmounted has only this to learn it from.
-        if let Err(error) = std::fs::write(&words, format!("{}\n", failure.message)) {
-            tracing::error!(%error, "nobody can be told");
-        }
-    })
+    ending.end(false);
+    let Some(failure) = ending.outcome.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        return Ok(());
+    };
+    // Whoever unmounted has only this to learn it from.
+    let words = places::last_words(&daemon.store.pool().uuid().to_string());
+    if let Err(error) = std::fs::write(&words, format!("{}\n", failure.message)) {
+        tracing::error!(%error, "nobody can be told");
+    }
+    Err(failure)
 }
 
 fn start(
@@ -180,7 +203,7 @@ fn start(
     options: &Options,
     mut settings: Settings,
     log: &Path,
-) -> Result<Running, Failure> {
+) -> Result<(Arc<Daemon>, Arc<Ending>), Failure> {
     let read_only = options.kernel.read_only;
     let disk = devices::open(device, read_only)?;
     let (pool, opening) = devices::open_pool_on(&disk, read_only, options.degraded)?;
@@ -221,7 +244,13 @@ fn start(
     let fuseblk = settings.fuseblk(options.fuseblk.as_deref())?;
     let (mounted, connection, block) = attach(&*disk, device, mount, kernel, fuseblk)?;
     let session_options = SessionOptions { writeback, rings, ..SessionOptions::default() };
-    let session = Session::start(connection, FsFace::new(Arc::clone(&fs)), session_options)?;
+    let ending = Arc::<Ending>::default();
+    let at_end = Arc::clone(&ending);
+    let place = mount.to_owned();
+    let face = FsFace::new(Arc::clone(&fs))
+        .ending_with(move || at_end.end(true))
+        .writing_back_with(move |node, generation| write_back(&place, node, generation));
+    let session = Session::start(connection, face, session_options)?;
     // The first request waits for the negotiation; an answer means that the mount is alive.
     std::fs::metadata(mount)?;
     settle_kernel(&mounted, writeback && writable);
@@ -240,7 +269,9 @@ fn start(
     });
     let _ = std::fs::remove_file(places::last_words(&uuid));
     let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
-    Ok(Running { server, flusher, service, daemon })
+    let running = Running { server, flusher, service, daemon: Arc::clone(&daemon) };
+    *ending.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
+    Ok((daemon, ending))
 }
 
 /// Mounts: a block device as one where that brings syncs of the whole, anything else in the plain way. Says which.
@@ -297,6 +328,21 @@ fn choose_rings(wanted: Wanted) -> Result<bool, Failure> {
     }
 }
 
+/// Has another process make the kernel write back a file, since nobody can wait for a mount that he serves himself:
+/// killed while it does, this process would not end, and the mount neither.
+fn write_back(mount: &Path, node: u64, generation: u64) -> bool {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("write-back").arg(mount).arg(node.to_string()).arg(generation.to_string());
+    let output = command.stdin(Stdio::null()).output();
+    let told = match output {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(node, told, "the kernel could not be made to write back a file");
+    false
+}
+
 /// What only root can set of a mount, after it is made.
 fn settle_kernel(mounted: &Mount, bound: bool) {
     if !rustix::process::geteuid().is_root() {
@@ -310,21 +356,13 @@ fn settle_kernel(mounted: &Mount, bound: bool) {
     }
 }
 
-/// Ends in order: no more requests, everything written out, one last checkpoint.
-fn finish(running: Running) -> Result<(), Failure> {
+/// Ends in order: everything written out, one last checkpoint, nobody to talk to any more.
+fn finish(running: Running, held: bool) -> Result<(), Failure> {
     let Running { server, flusher, service, daemon } = running;
     drop(flusher);
-    if daemon.block
-        && let Err(error) = daemon.disk.take_back()
-    {
-        let entry =
-            aegisfs_fuse::find_mount(&daemon.mount).filter(|it| Some(&it.number) == daemon.number.as_ref());
-        if entry.is_none() {
-            // Whatever was written is on the device since the kernel said that it ends.
-            drop((server, service));
-            tracing::error!(%error, "somebody else has the device already; nothing more is written to it");
-            return Ok(());
-        }
+    // The kernel ended the connection without a word, and may have let go of the device already.
+    if daemon.block && !held {
+        guard(&daemon)?;
     }
     let synced = if daemon.read_only { Ok(()) } else { daemon.fs.sync() };
     drop(server);
@@ -334,11 +372,25 @@ fn finish(running: Running) -> Result<(), Failure> {
         return Err(error.into());
     }
     if !daemon.read_only {
-        daemon.store.reap_all()?;
+        if let Err(error) = daemon.store.reap_all() {
+            tracing::warn!(%error, "not everything that was removed is reaped; it will be by the next mount");
+        }
         daemon.store.close()?;
     }
     tracing::info!("unmounted");
     Ok(())
+}
+
+/// Sees to it that nobody else has the device: the kernel for a mount that is still there, or this process.
+fn guard(daemon: &Daemon) -> Result<(), Failure> {
+    // As long as the kernel knows the mount, attached or not, it keeps the device.
+    if daemon.number.as_deref().is_some_and(aegisfs_fuse::kernel_knows) {
+        return Ok(());
+    }
+    daemon.disk.take_back().map_err(|error| {
+        daemon.store.stop_writing("the device cannot be had back after the kernel ended the mount");
+        Failure::from(error).hint("what was not synced is lost, as in a crash")
+    })
 }
 
 /// On SIGINT or SIGTERM the mount is taken away, which ends the session in order.

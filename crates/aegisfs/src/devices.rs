@@ -25,23 +25,32 @@ pub(crate) fn open(path: &Path, read_only: bool) -> Result<Arc<dyn Device>, Fail
 
 /// What is mounted will not be let go of: no use to wait.
 fn refuse_mounted(path: &Path, read_only: bool) -> Result<(), Failure> {
-    for client in control::find(Some(path)) {
+    let behind = aegisfs_device::behind(path);
+    for client in
+        [Some(path), behind.as_deref()].into_iter().flatten().flat_map(|path| control::find(Some(path)))
+    {
         // Any number may read what nobody writes.
         let shared = read_only && client.status["opened_read_only"] == true;
         if client.status["attached"] == true && !shared {
             let mount = client.status["mount"].as_str().unwrap_or_default();
-            let message = format!("{} is mounted on {mount}", path.display());
+            let device = client.status["device"].as_str().unwrap_or_default();
+            let message = format!("{device} is mounted on {mount}");
             return Err(Failure::new("E_BUSY", Exit::Busy, message).hint("unmount it first"));
         }
     }
-    // The kernel holds the device of a mount whose daemon died.
-    if let Ok(Some(InUse::Mounted { at, filesystem })) = aegisfs_device::in_use(path)
-        && filesystem.starts_with("fuseblk")
-    {
-        let message = format!("{} is still mounted at {at}, without a living daemon", path.display());
-        return Err(Failure::new("E_BUSY", Exit::Busy, message).hint(format!("say aegisfs umount {at}")));
+    // The kernel holds the device of a mount, also of one whose daemon died.
+    let by = aegisfs_device::in_use(path).ok().flatten();
+    match &by {
+        Some(InUse::Mounted { at, filesystem }) if filesystem.starts_with("fuseblk") => {
+            let message = format!("{} is still mounted at {at}, without a living daemon", path.display());
+            Err(Failure::new("E_BUSY", Exit::Busy, message).hint(format!("say aegisfs umount {at}")))
+        }
+        Some(InUse::LoopBacking { by: Some(by), .. }) if matches!(**by, InUse::Mounted { .. }) => {
+            let message = format!("{} {}", path.display(), InUse::clone(by));
+            Err(Failure::new("E_BUSY", Exit::Busy, message).hint("unmount it first"))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Who uses a device for something else, once a daemon that is ending has had time to do so.

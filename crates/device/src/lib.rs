@@ -38,7 +38,8 @@ pub use buffer::AlignedBuffer;
 pub use error::{DeviceError, Operation};
 pub use faulty::{Fault, FaultyDevice};
 pub use host::{
-    BlockDevice, FileDevice, IMAGE_FILE_NAME, ImageOptions, InUse, OpenOptions, create_image, in_use, open,
+    BlockDevice, FileDevice, IMAGE_FILE_NAME, ImageOptions, InUse, OpenOptions, behind, create_image, in_use,
+    open,
 };
 pub use memory::MemoryDevice;
 pub use stats::{DeviceStats, StatsDevice};

@@ -36,12 +36,35 @@ const COPY_BYTES_MAX: u64 = 1 << 30;
 /// Answers requests with a filesystem.
 pub struct FsFace {
     fs: Arc<Fs>,
+    at_end: Option<Box<dyn Fn() + Send + Sync>>,
+    write_back: Option<Box<WriteBack>>,
 }
+
+/// Has the kernel write back a file, by inode and generation.
+type WriteBack = dyn Fn(u64, u64) -> bool + Send + Sync;
 
 impl FsFace {
     /// The face of a filesystem.
-    pub const fn new(fs: Arc<Fs>) -> Self {
-        Self { fs }
+    pub fn new(fs: Arc<Fs>) -> Self {
+        Self { fs, at_end: None, write_back: None }
+    }
+
+    /// How another process has the kernel write back a file, by inode and generation, and whether it could.
+    #[must_use]
+    pub fn writing_back_with(
+        mut self,
+        write_back: impl Fn(u64, u64) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.write_back = Some(Box::new(write_back));
+        self
+    }
+
+    /// Does something when a block device is unmounted, before the kernel lets go of it: what is to be written has to
+    /// be written then.
+    #[must_use]
+    pub fn ending_with(mut self, at_end: impl Fn() + Send + Sync + 'static) -> Self {
+        self.at_end = Some(Box::new(at_end));
+        self
     }
 }
 
@@ -56,6 +79,12 @@ impl Handler for FsFace {
     /// The kernel asks for holes without a look at the bytes that it holds.
     fn needs_written_back(&self, request: &Request<'_>) -> bool {
         matches!(request.operation, Operation::Lseek(_)) && self.fs.kernel_may_hold(InodeId(request.node))
+    }
+
+    fn write_back(&self, node: u64) -> bool {
+        let generation = self.fs.getattr(InodeId(node)).map(|found| found.inode.generation);
+        let write_back = self.write_back.as_ref().zip(generation.ok());
+        write_back.is_some_and(|(write_back, generation)| write_back(node, generation))
     }
 
     /// Nothing of what the request began may reach the device after what it left half done.
@@ -159,12 +188,11 @@ impl FsFace {
             // Directories have no handles.
             O::Fsyncdir => fs.fsync_inode(node)?,
             O::Syncfs => fs.sync()?,
-            // The kernel lets go of the device after the answer: nothing that matters is written later.
-            O::Destroy if fs.store().check_writable().is_ok() => {
-                fs.sync()?;
-                fs.store().checkpoint()?;
+            O::Destroy => {
+                if let Some(at_end) = &self.at_end {
+                    at_end();
+                }
             }
-            O::Destroy => {}
             O::Readdir(input) => self.readdir(node, &input, false, reply)?,
             O::Readdirplus(input) => self.readdir(node, &input, true, reply)?,
             O::Fallocate(input) => {

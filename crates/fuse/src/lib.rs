@@ -8,6 +8,8 @@
 #![deny(unsafe_code)]
 
 mod abi;
+#[expect(unsafe_code, reason = "calls that no library wraps")]
+mod by_handle;
 mod counters;
 mod face;
 mod fusermount;
@@ -19,9 +21,10 @@ mod reply;
 mod request;
 mod session;
 
+pub use by_handle::write_back;
 pub use counters::{OpcodeCount, opcode_name};
 pub use face::FsFace;
-pub use mount::{Mount, MountError, MountOptions, kernel_syncs_block_mounts, remount, unmount};
+pub use mount::{Mount, MountError, MountOptions, kernel_knows, kernel_syncs_block_mounts, remount, unmount};
 pub use mount_table::{MountEntry, find_mount, is_fuse_mount};
 pub use null::NullFace;
 pub use reply::Reply;

@@ -182,6 +182,24 @@ fn flags(options: &MountOptions) -> MountFlags {
     flags
 }
 
+/// Whether the kernel still has the connection of a mount with this device number (`major:minor`), attached somewhere
+/// or not; as root. Without that no when it cannot be told.
+pub fn kernel_knows(number: &str) -> bool {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+    let Some((major, minor)) = number.split_once(':') else { return false };
+    let (Ok(major), Ok(minor)) = (major.parse::<u32>(), minor.parse::<u32>()) else { return false };
+    let look = || {
+        // The list of connections is a filesystem, which need not be attached to be looked into.
+        let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&context)?;
+        let list = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        // Named by the kernel's own form of the number.
+        let name = (major << 20 | minor).to_string();
+        rustix::fs::statat(&list, name, rustix::fs::AtFlags::empty())
+    };
+    look().is_ok()
+}
+
 /// Changes the flags of a mount. The kernel refuses to go read-only while something is open for writing, and
 /// hands over what it holds of written bytes before.
 ///

@@ -39,10 +39,19 @@ pub trait Handler: Send + Sync + 'static {
     /// The number that the kernel is to see.
     fn handle(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno>;
 
-    /// Whether the answer depends on bytes that the kernel may hold: then it is told to write them back, and
-    /// the answer is given by a thread that no write has to wait for.
+    /// Whether the answer depends on bytes that the kernel may hold: then [`Handler::write_back`] is called first, on
+    /// a thread that no write has to wait for.
     fn needs_written_back(&self, request: &Request<'_>) -> bool {
         let _ = request;
+        false
+    }
+
+    /// Has the kernel write back what it holds of a file, and waits for it. Says whether that was possible.
+    ///
+    /// No thread of this process may wait within the kernel for that: it could not be killed then, and the connection
+    /// would stay open, with everybody waiting on it for ever.
+    fn write_back(&self, node: u64) -> bool {
+        let _ = node;
         false
     }
 
@@ -163,11 +172,10 @@ impl<H> Shared<H> {
         let _ = lock(&self.aside).send(request);
     }
 
-    /// Tells the kernel that what it keeps of an inode no longer holds: its attributes, and with an offset the
-    /// content from there on, of which it writes back what it has not yet. That waits for those writes.
-    fn invalidate(&self, node: u64, from: Option<u64>) {
-        let off = from.map_or(-1, |from| i64::try_from(from).unwrap_or(i64::MAX));
-        let notice = NotifyInvalInodeOut { ino: node, off, len: 0 };
+    /// Tells the kernel that an inode's attributes are no longer what it keeps of them.
+    fn invalidate(&self, node: u64) {
+        // From -1 on: the content stays, which the kernel would have to write back first.
+        let notice = NotifyInvalInodeOut { ino: node, off: -1, len: 0 };
         let len = (size_of::<OutHeader>() + size_of_val(&notice)) as u32;
         let header = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
         let bytes = [header.as_bytes(), notice.as_bytes()].concat();
@@ -210,6 +218,20 @@ fn answer<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Rep
         _ if shared.handler.needs_written_back(request) => Answer::WrittenBack,
         _ => Answer::Now(handle(&shared.handler, request, reply)),
     }
+}
+
+/// Answers what depends on bytes that the kernel may hold.
+fn answer_written_back<H: Handler>(
+    shared: &Shared<H>,
+    request: &Request<'_>,
+    reply: &mut Reply,
+) -> Result<(), Errno> {
+    if shared.handler.write_back(request.node) {
+        return handle(&shared.handler, request, reply);
+    }
+    // The kernel takes this for all files from now on, and finds no holes any more: dearer, but right.
+    tracing::warn!(inode = request.node, "the kernel cannot be made to write back; holes are no longer told");
+    Err(ENOSYS)
 }
 
 /// Calls the handler; a panic of it becomes an answer, so that no caller waits for ever.

@@ -356,9 +356,14 @@ impl Store {
     pub fn check_writable(&self) -> Result<(), StoreError> {
         self.check_poison()?;
         if self.read_only.load(Ordering::Acquire) {
-            return Err(StoreError::ReadOnly { reason: "it was opened so".into() });
+            return Err(StoreError::ReadOnly { reason: "it was opened so, or has ended".into() });
         }
         Ok(())
+    }
+
+    /// Takes no more changes: the device may be somebody else's from now on.
+    pub(crate) fn retire(&self) {
+        self.read_only.store(true, Ordering::Release);
     }
 
     /// Whether a checkpoint is due by what has piled up.

@@ -11,6 +11,9 @@ use std::time::Duration;
 /// Work that a command waits for may take long; a daemon that hangs must not hang the command for ever.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// How it is doing a daemon says at once, if it can.
+const STATUS_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A live daemon.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -22,7 +25,7 @@ pub(crate) struct Client {
 impl Client {
     fn open(socket: &Path) -> Option<Self> {
         let mut client = Self { socket: socket.into(), status: Value::Null };
-        client.status = client.call("GET", "/v1/status").ok()?;
+        client.status = client.ask("GET", "/v1/status", STATUS_PATIENCE).ok()?;
         Some(client)
     }
 
@@ -31,11 +34,15 @@ impl Client {
     /// # Errors
     /// When it does not answer, or says why not.
     pub(crate) fn call(&self, method: &str, path: &str) -> Result<Value, Failure> {
+        self.ask(method, path, PATIENCE)
+    }
+
+    fn ask(&self, method: &str, path: &str, patience: Duration) -> Result<Value, Failure> {
         let gone = |error: std::io::Error| {
             Failure::new("E_DAEMON", Exit::Failed, format!("the daemon does not answer: {error}"))
         };
         let stream = UnixStream::connect(&self.socket).map_err(gone)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(gone)?;
+        stream.set_read_timeout(Some(patience)).map_err(gone)?;
         http::write(&stream, &format!("{method} {path} HTTP/1.1"), "").map_err(gone)?;
         let answer = http::read(&stream).map_err(gone)?;
         let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();

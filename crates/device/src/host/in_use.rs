@@ -100,6 +100,14 @@ pub(super) fn used_through_loop(stat: &Stat) -> Option<InUse> {
     Loop::all().filter(|it| it.file == file).find_map(|it| it.used())
 }
 
+/// The file behind a loop device or a partition of one.
+pub fn behind(path: &Path) -> Option<PathBuf> {
+    match Identity::of(&rustix::fs::stat(path).ok()?)? {
+        Identity::Block { number } => Some(Loop::under(number)?.path),
+        Identity::File { .. } => None,
+    }
+}
+
 /// The file behind a loop device or a partition of one, unless it was deleted, and who else uses the part of it
 /// to which that gives access.
 pub(super) fn behind_loop(number: u64) -> Option<(PathBuf, Option<InUse>)> {

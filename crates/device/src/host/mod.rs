@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 pub use block::BlockDevice;
 pub use file::{FileDevice, ImageOptions, create_image};
-pub use in_use::{InUse, in_use};
+pub use in_use::{InUse, behind, in_use};
 
 use crate::Device;
 use crate::error::{DeviceError, Operation};

@@ -3,7 +3,7 @@
 //! With rings it still brings the negotiation, what the kernel forgets, and interruptions. One thread is enough for
 //! those, and none of them is in a hurry.
 
-use super::{Answer, Handler, Shared, TRANSFER_BYTES, answer, handle, negotiate, rings};
+use super::{Answer, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, negotiate, rings};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use aegisfs_fs::Errno;
@@ -54,10 +54,8 @@ pub(super) fn answer_aside<H: Handler>(shared: &Shared<H>, requests: &Receiver<V
     let mut reply = Reply::default();
     for bytes in requests {
         let Ok(request) = Request::decode(&bytes) else { return };
-        // From the first byte on: only then is the end known too.
-        shared.invalidate(request.node, Some(0));
         reply.clear();
-        let outcome = handle(&shared.handler, &request, &mut reply);
+        let outcome = answer_written_back(shared, &request, &mut reply);
         send(shared, &request, &mut reply, outcome);
     }
 }
@@ -101,7 +99,7 @@ fn send<H: Handler>(
     outcome: Result<(), Errno>,
 ) {
     if let Some(node) = reply.outdated {
-        shared.invalidate(node, None);
+        shared.invalidate(node);
     }
     let bytes = reply.finish(request.unique, outcome);
     match rustix::io::write(shared.device.as_fd(), bytes) {

@@ -9,12 +9,13 @@
 #[expect(unsafe_code, reason = "the memory of a ring is known to the kernel by its addresses")]
 mod place;
 
-use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, answer, handle, lock};
+use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, lock};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
-use place::{Place, Taken};
+use place::{Place, Taken, is_end};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// Threads of a queue to begin with: one may wait for a device while the other works.
@@ -73,7 +74,10 @@ struct Queue {
 
 #[derive(Clone, Copy, Default)]
 struct Threads {
+    /// With a place that the kernel knows.
     all: usize,
+    /// On their way there.
+    starting: usize,
     /// Of these, without a request.
     idle: usize,
     /// Of these, waiting for the kernel, which may wait for others of this queue.
@@ -117,27 +121,33 @@ pub(super) fn start<H: Handler>(shared: &Arc<Shared<H>>) {
     let _ = shared.rings.queues.set((0..queues).map(|_| Queue::default()).collect());
     for queue in 0..queues {
         for _ in 0..THREADS_FIRST {
-            if let Err(error) = add_thread(shared, queue) {
+            if let Err(error) = add_thread(shared, queue, None) {
                 give_up(&format!("a thread for requests cannot be started: {error}"));
             }
         }
     }
 }
 
-fn add_thread<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) -> io::Result<()> {
-    let number = shared.rings.change(queue, |threads| {
-        threads.all += 1;
-        threads.idle += 1;
-    });
+/// Starts a thread for a queue. Whoever gives a sender is told by it once the thread serves, or that it cannot.
+fn add_thread<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    queue: usize,
+    told: Option<SyncSender<bool>>,
+) -> io::Result<()> {
+    let threads = shared.rings.change(queue, |threads| threads.starting += 1);
     let worker = Arc::clone(shared);
-    let started = shared.spawn(format!("fuse-{queue}.{}", number.all), move || serve(&worker, queue));
+    let name = format!("fuse-{queue}.{}", threads.all + threads.starting);
+    let started = shared.spawn(name, move || serve(&worker, queue, told));
     if started.is_err() {
-        shared.rings.change(queue, |threads| {
-            threads.all -= 1;
-            threads.idle -= 1;
-        });
+        shared.rings.change(queue, |threads| threads.starting -= 1);
     }
     started
+}
+
+/// Starts a thread for a queue, and returns when it serves.
+fn add_serving_thread<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) -> bool {
+    let (told, hears) = sync_channel(1);
+    add_thread(shared, queue, Some(told)).is_ok() && hears.recv() == Ok(true)
 }
 
 /// A thread's queue, and where it may run.
@@ -179,24 +189,28 @@ fn is_bulk(request: &Request<'_>) -> bool {
     }
 }
 
-fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize) {
+fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, told: Option<SyncSender<bool>>) {
     let mut post = Post::at(queue, shared.rings.processors());
-    let first = Place::new(&shared.device, queue, TRANSFER_BYTES as usize).and_then(|mut place| {
+    let offered = Place::new(&shared.device, queue, TRANSFER_BYTES as usize).and_then(|mut place| {
         place.offer()?;
-        let came = place.wait()?;
-        Ok((place, came))
+        Ok(place)
     });
-    let outcome = match first {
-        Ok((mut place, true)) => serve_place(shared, &mut post, &mut place),
-        Ok((_, false)) => Ok(()),
+    let serves = offered.is_ok();
+    let left = shared.rings.change(queue, |threads| {
+        threads.starting -= 1;
+        threads.all += usize::from(serves);
+        threads.idle += usize::from(serves);
+    });
+    if let Some(told) = told {
+        // Whoever asked waits for nothing else.
+        let _ = told.send(serves);
+    }
+    let outcome = match offered {
+        Ok(mut place) => serve_place(shared, &mut post, &mut place),
+        Err(error) if left.all + left.starting == 0 && !is_end(&error) => {
+            give_up(&format!("queue {queue} of io_uring cannot be served: {error}"))
+        }
         Err(error) => {
-            let left = shared.rings.change(queue, |threads| {
-                threads.all -= 1;
-                threads.idle -= 1;
-            });
-            if left.all == 0 {
-                give_up(&format!("queue {queue} of io_uring cannot be served: {error}"));
-            }
             tracing::warn!(%error, queue, "a thread could not be added");
             Ok(())
         }
@@ -211,12 +225,12 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut
     let queue = post.queue;
     let mut names = Vec::new();
     let mut short = Reply::default();
-    loop {
+    while place.wait()? {
         let threads = shared.rings.change(queue, |threads| threads.idle -= 1);
         let most = (THREADS_TOTAL / shared.rings.all().len()).clamp(THREADS_FIRST, THREADS_MAX);
         if threads.idle == 0
-            && threads.all - threads.waiting < most
-            && let Err(error) = add_thread(shared, queue)
+            && threads.all + threads.starting - threads.waiting < most
+            && let Err(error) = add_thread(shared, queue, None)
         {
             tracing::warn!(%error, queue, "no thread can be added");
         }
@@ -235,10 +249,8 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut
         };
         shared.rings.change(queue, |threads| threads.idle += 1);
         place.commit(outcome)?;
-        if !place.wait()? {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 /// Answers one request into a reply.
@@ -257,33 +269,36 @@ fn take<H: Handler>(
     let outcome = match answer(shared, &request, reply) {
         Answer::Now(outcome) => outcome,
         Answer::None => Err(super::ENOSYS),
-        Answer::WrittenBack => {
-            wait_for_kernel(shared, post.queue, request.node)?;
-            handle(&shared.handler, &request, reply)
-        }
+        Answer::WrittenBack => answer_waiting(shared, post.queue, &request, reply),
     };
     if let Some(node) = reply.outdated {
-        shared.invalidate(node, None);
+        shared.invalidate(node);
     }
     outcome
 }
 
-/// Makes the kernel write back what it holds of a file. The writes may come to this very queue, so somebody else
+/// Answers a request for which the kernel writes back first. The writes may come to this very queue, so somebody else
 /// has to be there for them.
-fn wait_for_kernel<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, node: u64) -> Result<(), Errno> {
+fn answer_waiting<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    queue: usize,
+    request: &Request<'_>,
+    reply: &mut Reply,
+) -> Result<(), Errno> {
     let threads = shared.rings.change(queue, |threads| threads.waiting += 1);
     let is_served = threads.all > threads.waiting
-        || (threads.waiting <= WAITING_MAX && add_thread(shared, queue).is_ok());
-    if is_served {
-        shared.invalidate(node, Some(0));
-    }
+        || (threads.waiting <= WAITING_MAX && add_serving_thread(shared, queue));
+    let outcome = if is_served {
+        answer_written_back(shared, request, reply)
+    } else {
+        tracing::warn!(
+            queue,
+            "too many ask for holes of files that are being written; holes are no longer told"
+        );
+        Err(super::ENOSYS)
+    };
     shared.rings.change(queue, |threads| threads.waiting -= 1);
-    if is_served {
-        return Ok(());
-    }
-    // The kernel takes this for all files from now on, and finds no holes any more: dearer, but right.
-    tracing::warn!(queue, "too many ask for holes of files that are being written; holes are no longer told");
-    Err(super::ENOSYS)
+    outcome
 }
 
 /// A queue that nobody serves would leave its callers waiting for ever; without this process the kernel tells

@@ -15,9 +15,8 @@ const PIECES: usize = 2;
 /// Where a command's count of pieces stands, in units of four bytes.
 const COUNT_AT: usize = 6;
 
-const ENOTCONN: i32 = 107;
-const ENODEV: i32 = 19;
-const ECANCELED: i32 = 125;
+/// What the kernel says of a connection that has ended; the last where it ended while a reply was on its way.
+const ENDS: [i32; 4] = [libc::ENOTCONN, libc::ENODEV, libc::ECANCELED, libc::ENOENT];
 
 type Ring = IoUring<squeue::Entry128, cqueue::Entry>;
 
@@ -48,6 +47,11 @@ pub(super) struct Taken<'a> {
     pub(super) rest: usize,
     /// Where the reply goes.
     pub(super) reply: &'a mut Reply,
+}
+
+/// Whether an error only says that the connection has ended.
+pub(super) fn is_end(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| ENDS.contains(&number))
 }
 
 /// Whether this process can have a ring as it is needed here.
@@ -86,10 +90,25 @@ impl Place {
         self.memory.as_mut().expect("it goes with the place")
     }
 
-    /// Offers the place to the kernel.
+    /// Offers the place to the kernel. A refusal comes at once, a request later.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
     pub(super) fn offer(&mut self) -> io::Result<()> {
         let pieces = self.memory().pieces.as_ptr().expose_provenance() as u64;
-        self.command(ring::REGISTER, 0, Some(pieces))
+        self.command(ring::REGISTER, 0, Some(pieces))?;
+        self.ring.submit()?;
+        match self.ring.completion().next() {
+            None => Ok(()),
+            Some(completed) if completed.result() == 0 => {
+                self.lent = false;
+                Ok(())
+            }
+            Some(completed) => {
+                self.lent = false;
+                Err(io::Error::from_raw_os_error(-completed.result()))
+            }
+        }
     }
 
     /// Gives the reply that stands in the place, and offers the place again.
@@ -106,6 +125,10 @@ impl Place {
 
     /// Waits for a request. False means that the connection ended.
     pub(super) fn wait(&mut self) -> io::Result<bool> {
+        // One came with the offer.
+        if !self.lent {
+            return Ok(true);
+        }
         loop {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
@@ -116,10 +139,11 @@ impl Place {
             }
             let Some(completed) = self.ring.completion().next() else { continue };
             self.lent = false;
-            return match -completed.result() {
+            let error = io::Error::from_raw_os_error(-completed.result());
+            return match completed.result() {
                 0 => Ok(true),
-                ENOTCONN | ENODEV | ECANCELED => Ok(false),
-                error => Err(io::Error::from_raw_os_error(error)),
+                _ if is_end(&error) => Ok(false),
+                _ => Err(error),
             };
         }
     }
