@@ -376,6 +376,8 @@ fn finish(running: Running, held: bool) -> Result<(), Failure> {
             tracing::warn!(%error, "not everything that was removed is reaped; it will be by the next mount");
         }
         daemon.store.close()?;
+        // What the kernel still lets go of is no reason to write: the device is nobody's from here on.
+        daemon.store.retire();
     }
     tracing::info!("unmounted");
     Ok(())

@@ -67,7 +67,7 @@ impl Store {
         self.metadata.commit_frozen(frozen, &config)
     }
 
-    /// The clean end: everything durable, nothing left open, the superblock says so. Nothing is written any more.
+    /// The clean end: everything durable, nothing left open, the superblock says so.
     ///
     /// # Errors
     /// When a device fails.
@@ -80,7 +80,6 @@ impl Store {
         self.checkpoint()?;
         self.dedup.merge_at_end(indexed)?;
         self.pool.end_incarnation()?;
-        self.retire();
         Ok(())
     }
 }

@@ -362,7 +362,7 @@ impl Store {
     }
 
     /// Takes no more changes: the device may be somebody else's from now on.
-    pub(crate) fn retire(&self) {
+    pub fn retire(&self) {
         self.read_only.store(true, Ordering::Release);
     }
 

@@ -1,8 +1,8 @@
 //! A disk or partition as a device.
 //!
 //! The kernel gives a block device exclusively to one opener (`O_EXCL`) and refuses it while it is
-//! mounted or belongs to a volume, which no lock file could know. The descriptor that says so carries no data: it
-//! is let go when the kernel itself mounts a filesystem from the device, and keeps others away in our place.
+//! mounted or belongs to a volume, which no lock file could know. The descriptor that says so carries no data, only
+//! discards: it is let go when the kernel itself mounts a filesystem from the device, and keeps others away in our place.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ impl BlockDevice {
         if kind_of(path)? != FileType::BlockDevice {
             return Err(DeviceError::NotADevice { device: describe(path) });
         }
-        let claim = claim(path, options.wait)?;
+        let claim = claim(path, access_flags(options), options.wait)?;
         let fd = retry_interrupted(|| rustix::fs::open(path, access_flags(options), Mode::empty()))
             .map_err(|errno| open_error(path, errno))?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| open_error(path, errno))?;
@@ -65,8 +65,8 @@ impl BlockDevice {
 }
 
 /// Opens a device so that nobody else can.
-fn claim(path: &Path, wait: Duration) -> Result<OwnedFd, DeviceError> {
-    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+fn claim(path: &Path, access: OFlags, wait: Duration) -> Result<OwnedFd, DeviceError> {
+    let flags = access | OFlags::EXCL;
     let fd = until_free(wait, || match retry_interrupted(|| rustix::fs::open(path, flags, Mode::empty())) {
         Ok(fd) => Ok(Some(fd)),
         Err(Errno::BUSY) => Ok(None),
@@ -130,7 +130,10 @@ impl Device for BlockDevice {
         if length == 0 {
             return Ok(());
         }
-        match retry_interrupted(|| ioctl::discard(self.raw.fd(), offset, length)) {
+        // The kernel takes it from whoever has the device alone. While that is a mount it takes it from nobody.
+        let claim = self.claim.lock();
+        let Some(claim) = &*claim else { return Ok(()) };
+        match retry_interrupted(|| ioctl::discard(claim.as_fd(), offset, length)) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOTTY) => Ok(()),
             Err(errno) => Err(self.raw.io_error(Operation::Discard, offset, length, errno)),
         }
@@ -155,7 +158,8 @@ impl Device for BlockDevice {
     fn take_back(&self) -> Result<(), DeviceError> {
         let mut held = self.claim.lock();
         if held.is_none() {
-            *held = Some(claim(&self.path, RETURN_WAIT)?);
+            let access = if self.read_only() { OFlags::RDONLY } else { OFlags::RDWR };
+            *held = Some(claim(&self.path, access | OFlags::CLOEXEC, RETURN_WAIT)?);
         }
         Ok(())
     }
