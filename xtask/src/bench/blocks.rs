@@ -86,7 +86,7 @@ pub(super) fn write_synced(ground: &Ground, report: &mut Report) -> Result<()> {
     let sealed = |target: &Target| {
         let file = target.place.join("sealed");
         let line = format!(
-            "--name=sealed --filename={} --rw=write --bs=4k --sync=dsync --size=8m --verify=crc32c",
+            "--name=sealed --filename={} --rw=write --bs=4k --sync=dsync --size=8m --verify=crc32c --verify_state_save=0",
             file.display()
         );
         fio(&format!("{line} --do_verify=0"))?;
