@@ -53,22 +53,23 @@ pub(crate) fn run(points: Option<&str>) -> Result<()> {
 /// Fills a filesystem with millions of files, crashes, opens and walks it.
 fn make_many_files() -> Result<()> {
     println!("soak: {FILES} files");
+    run_mounted("many::many_files", &[("AEGISFS_MANY_FILES", FILES)])
+}
+
+/// Some of the mounted tests, optimised, with variables that say how.
+fn run_mounted(which: &str, variables: &[(&str, &str)]) -> Result<()> {
     let line = ["cargo", "test", "--release", "--package", "aegisfs", "--test", "mounted"];
-    let line = [&line[..], &["--", "many::many_files", "--nocapture"]].concat();
-    let status = shell::command(&line).env("AEGISFS_MANY_FILES", FILES).status()?;
-    ensure!(status.success(), "the test with very many files failed: {status}");
+    let mut command = shell::command(&[&line[..], &["--", which, "--nocapture"]].concat());
+    let status = command.envs(variables.iter().copied()).status()?;
+    ensure!(status.success(), "{which} failed with {variables:?}: {status}");
     Ok(())
 }
 
 /// pjdfstest on one way to mount.
 fn check_posix((rings, writeback): (&str, &str)) -> Result<()> {
     println!("soak: pjdfstest, io_uring={rings}, writeback={writeback}");
-    let line = ["cargo", "test", "--release", "--package", "aegisfs", "--test", "mounted"];
-    let mut command = shell::command(&[&line[..], &["--", "suites::", "--nocapture"]].concat());
-    command.env("AEGISFS_MOUNT_IO_URING", rings).env("AEGISFS_MOUNT_WRITEBACK", writeback);
-    let status = command.status()?;
-    ensure!(status.success(), "pjdfstest failed with io_uring={rings}, writeback={writeback}: {status}");
-    Ok(())
+    let ways = [("AEGISFS_MOUNT_IO_URING", rings), ("AEGISFS_MOUNT_WRITEBACK", writeback)];
+    run_mounted("suites::", &ways)
 }
 
 /// Shows the tests' output, and keeps what the suites tell.

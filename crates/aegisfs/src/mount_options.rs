@@ -159,7 +159,6 @@ mod tests {
             options: "rw,nosuid,noatime".into(),
             source: "/dev/x".into(),
             super_options: "rw,user_id=0".into(),
-            block: false,
         };
         let lists = ["remount,ro,user_id=0,group_id=0,max_read=1048576".into()];
         let options = Options::parse_over(&entry, &lists).unwrap();

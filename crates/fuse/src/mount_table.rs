@@ -22,8 +22,6 @@ pub struct MountEntry {
     pub source: OsString,
     /// Options of the filesystem, separated by commas.
     pub super_options: String,
-    /// Whether it is mounted from a block device, so that the kernel asks for syncs of the whole.
-    pub block: bool,
 }
 
 impl MountEntry {
@@ -36,11 +34,10 @@ impl MountEntry {
         let options = text(fields.next()?);
         let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
         let fs_type = fields.next()?;
-        let block = fs_type == BLOCK_FS_TYPE.as_bytes();
-        let ours = block || fs_type == FS_TYPE.as_bytes();
+        let ours = [FS_TYPE, BLOCK_FS_TYPE].iter().any(|own| fs_type == own.as_bytes());
         let source = unescape(fields.next()?);
         let super_options = text(fields.next()?);
-        Some((Self { number, point, options, source, super_options, block }, ours))
+        Some((Self { number, point, options, source, super_options }, ours))
     }
 
     /// Whether nothing can be written through it.
@@ -101,7 +98,7 @@ mod tests {
         let entry = find_in(LIST, Path::new("/mnt/a b")).unwrap();
         assert_eq!((entry.number.as_str(), entry.source.to_str()), ("0:43", Some(r"/im\g")));
         assert!(entry.read_only() && entry.options == "ro,nosuid,noatime");
-        assert!(!entry.block && find_in(LIST, Path::new("/mnt/block")).unwrap().block);
+        assert_eq!(find_in(LIST, Path::new("/mnt/block")).unwrap().number, "7:1");
         assert_eq!(find_in(LIST, Path::new("/mnt/over")), None);
         assert_eq!(find_in(LIST, Path::new("/")), None);
     }

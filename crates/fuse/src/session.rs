@@ -211,12 +211,12 @@ fn answer<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Rep
         // Requests run to their end; there is nothing to interrupt.
         Operation::Interrupt { .. } => Answer::None,
         Operation::Forget { .. } | Operation::BatchForget { .. } => {
-            let _ = handle(&shared.handler, request, reply);
+            let _ = handle(shared, request, reply);
             Answer::None
         }
         Operation::Other => Answer::Now(Err(ENOSYS)),
         _ if shared.handler.needs_written_back(request) => Answer::WrittenBack,
-        _ => Answer::Now(handle(&shared.handler, request, reply)),
+        _ => Answer::Now(handle(shared, request, reply)),
     }
 }
 
@@ -227,16 +227,19 @@ fn answer_written_back<H: Handler>(
     reply: &mut Reply,
 ) -> Result<(), Errno> {
     if shared.handler.write_back(request.node) {
-        return handle(&shared.handler, request, reply);
+        return handle(shared, request, reply);
     }
     // The kernel takes this for all files from now on, and finds no holes any more: dearer, but right.
     tracing::warn!(inode = request.node, "the kernel cannot be made to write back; holes are no longer told");
     Err(ENOSYS)
 }
 
-/// Calls the handler; a panic of it becomes an answer, so that no caller waits for ever.
-fn handle<H: Handler>(handler: &H, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
-    catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply))).unwrap_or_else(|panic| {
+/// Calls the handler, and tells the kernel what no longer holds before it gets the answer. A panic becomes an answer
+/// too, so that no caller waits for ever.
+fn handle<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
+    let handler = &shared.handler;
+    let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(request, reply)));
+    let outcome = handled.unwrap_or_else(|panic| {
         let name = opcode_name(request.opcode);
         let reason = format!("a request ({name}) panicked: {}", panic_message(&*panic));
         tracing::error!(reason, opcode = request.opcode, inode = request.node, "answered with EIO");
@@ -246,7 +249,11 @@ fn handle<H: Handler>(handler: &H, request: &Request<'_>, reply: &mut Reply) -> 
             tracing::error!("what was to follow a panic panicked itself");
         }
         Err(Errno::EIO)
-    })
+    });
+    if let Some(node) = reply.outdated {
+        shared.invalidate(node);
+    }
+    outcome
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

@@ -13,8 +13,8 @@ use std::process::Child;
 /// Four times the daemon's cache of chunks, so that reads go to the device.
 const READ_MIB: u64 = 4 * 96;
 const SECONDS: u32 = 4;
-/// In how many parts of a second a percentile is told by fio.
-const NANOSECONDS: f64 = 1000.0;
+/// fio tells percentiles in nanoseconds, the table microseconds.
+const NS_PER_US: f64 = 1000.0;
 
 pub(super) fn beside_a_stream(ground: &Ground, report: &mut Report) -> Result<()> {
     let mut targets = ground.targets(&[Kind::Aegis, Kind::Ext4], POOL_BYTES)?;
@@ -62,7 +62,7 @@ fn read(target: &Target, seed: u64) -> Result<f64> {
          --runtime={SECONDS} --randseed={seed} --norandommap",
         target.place.join("stream").display()
     ))?;
-    Ok(fio_number(&answer, "/jobs/0/read/clat_ns/percentile/99.000000")? / NANOSECONDS)
+    Ok(fio_number(&answer, "/jobs/0/read/clat_ns/percentile/99.000000")? / NS_PER_US)
 }
 
 /// The same of writes, each with an fsync.
@@ -72,7 +72,7 @@ fn write_and_sync(target: &Target, seed: u64) -> Result<f64> {
          --runtime={SECONDS} --randseed={seed} --norandommap",
         target.place.join("synced").display()
     ))?;
-    Ok(fio_number(&answer, "/jobs/0/sync/lat_ns/percentile/99.000000")? / NANOSECONDS)
+    Ok(fio_number(&answer, "/jobs/0/sync/lat_ns/percentile/99.000000")? / NS_PER_US)
 }
 
 /// Somebody who writes streams of 1 GiB, one after the other.
@@ -84,8 +84,7 @@ impl Stream {
     fn start(target: &Target) -> Result<Self> {
         let file = target.place.join("neighbour");
         let line = format!(
-            "for n in 1 2 3 4 5 6 7 8; do dd if=/dev/zero of={0} bs=1M count=1 2>/dev/null; \
-             {1} write path={0} seed=$n kind=noise mib=1024 daemon=0 > /dev/null || exit 1; done",
+            "for n in 1 2 3 4 5 6 7 8; do {1} write path={0} seed=$n kind=noise mib=1024 daemon=0 > /dev/null || exit 1; done",
             file.display(),
             super::clients::program(),
         );

@@ -98,9 +98,6 @@ fn send<H: Handler>(
     reply: &mut Reply,
     outcome: Result<(), Errno>,
 ) {
-    if let Some(node) = reply.outdated {
-        shared.invalidate(node);
-    }
     let bytes = reply.finish(request.unique, outcome);
     match rustix::io::write(shared.device.as_fd(), bytes) {
         Ok(_) | Err(Io::NOENT | Io::NODEV) => {}

@@ -2,9 +2,9 @@
 //!
 //! The kernel puts a request into the queue of the processor that the caller runs on, so whoever answers is
 //! woken there too, and the caller goes on as soon as the answer is given. A thread has one place for a request
-//! and runs it to its end, however long that takes, with long reads and writes on whatever processor is free; what comes meanwhile goes to the queue's other threads, and
-//! if none is left, one is added, up to a bound. Beyond that requests wait in the kernel, as they do when all
-//! readers of /dev/fuse are busy.
+//! and runs it to its end, however long that takes, with long reads and writes on whatever processor is free;
+//! what comes meanwhile goes to the queue's other threads, and if none is left, one is added, up to a bound.
+//! Beyond that requests wait in the kernel, as they do when all readers of /dev/fuse are busy.
 
 #[expect(unsafe_code, reason = "the memory of a ring is known to the kernel by its addresses")]
 mod place;
@@ -225,9 +225,9 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut
     let queue = post.queue;
     let mut names = Vec::new();
     let mut short = Reply::default();
+    let most = (THREADS_TOTAL / shared.rings.all().len()).clamp(THREADS_FIRST, THREADS_MAX);
     while place.wait()? {
         let threads = shared.rings.change(queue, |threads| threads.idle -= 1);
-        let most = (THREADS_TOTAL / shared.rings.all().len()).clamp(THREADS_FIRST, THREADS_MAX);
         if threads.idle == 0
             && threads.all + threads.starting - threads.waiting < most
             && let Err(error) = add_thread(shared, queue, None)
@@ -266,15 +266,11 @@ fn take<H: Handler>(
         Errno::EIO
     })?;
     post.settle(is_bulk(&request));
-    let outcome = match answer(shared, &request, reply) {
+    match answer(shared, &request, reply) {
         Answer::Now(outcome) => outcome,
         Answer::None => Err(super::ENOSYS),
         Answer::WrittenBack => answer_waiting(shared, post.queue, &request, reply),
-    };
-    if let Some(node) = reply.outdated {
-        shared.invalidate(node);
     }
-    outcome
 }
 
 /// Answers a request for which the kernel writes back first. The writes may come to this very queue, so somebody else
