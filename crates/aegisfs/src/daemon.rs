@@ -94,6 +94,7 @@ impl Service for Daemon {
             "dirty_bytes": self.fs.dirty_bytes(),
             "transport": if ring_threads > 0 { "io_uring" } else { "/dev/fuse" },
             "ring_threads": ring_threads,
+            "idle_class_changes": self.session.idle_class_changes(),
             "fuseblk": self.block,
             "open_handles": handles,
             "inodes_in_memory": nodes,
@@ -243,7 +244,8 @@ fn start(
     kernel.read_only = !writable;
     let fuseblk = settings.fuseblk(options.fuseblk.as_deref())?;
     let (mounted, connection, block) = attach(&*disk, device, mount, kernel, fuseblk)?;
-    let session_options = SessionOptions { writeback, rings, ..SessionOptions::default() };
+    let idle_class = settings.idle_class();
+    let session_options = SessionOptions { writeback, rings, idle_class, ..SessionOptions::default() };
     let ending = Arc::<Ending>::default();
     let at_end = Arc::clone(&ending);
     let place = mount.to_owned();

@@ -36,7 +36,7 @@ struct Key {
 }
 
 /// Every setting, in the order of the manual.
-const KEYS: [Key; 12] = [
+const KEYS: [Key; 13] = [
     Key { section: "mount", name: "writeback", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key {
         section: "mount",
@@ -48,6 +48,7 @@ const KEYS: [Key; 12] = [
     },
     Key { section: "mount", name: "io_uring", kind: WAYS, built_in: 0, min: 0, max: 2 },
     Key { section: "mount", name: "fuseblk", kind: WAYS, built_in: 0, min: 0, max: 2 },
+    Key { section: "mount", name: "idle_class", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key { section: "flush", name: "settle_ms", kind: Kind::Number, built_in: 500, min: 10, max: 60_000 },
     Key { section: "flush", name: "age_max_ms", kind: Kind::Number, built_in: 5000, min: 100, max: 600_000 },
     Key {
@@ -257,6 +258,11 @@ impl Settings {
     /// Whether a block device is mounted as one; `given` is what the mount's own options say.
     pub(crate) fn fuseblk(&mut self, given: Option<&str>) -> Result<Wanted, Failure> {
         self.wanted("mount.fuseblk", given)
+    }
+
+    /// Whether threads of io_uring may have the idle scheduling class.
+    pub(crate) fn idle_class(&self) -> bool {
+        self.number("mount.idle_class") == 1
     }
 
     fn wanted(&mut self, name: &str, given: Option<&str>) -> Result<Wanted, Failure> {

@@ -70,6 +70,8 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Take requests through io_uring, if the kernel offers it.
     pub rings: bool,
+    /// Let the threads that serve it have the idle scheduling class while that keeps callers where they are.
+    pub idle_class: bool,
 }
 
 impl Default for SessionOptions {
@@ -79,6 +81,7 @@ impl Default for SessionOptions {
             // Two for each core: one may wait for a device while the other works. More make streams slower.
             threads: std::thread::available_parallelism().map_or(4, |cores| 2 * cores.get()).clamp(4, 16),
             rings: false,
+            idle_class: true,
         }
     }
 }
@@ -136,6 +139,11 @@ impl<H: Handler> Session<H> {
     /// The threads that take requests through io_uring; none where /dev/fuse brings them all.
     pub fn ring_threads(&self) -> usize {
         self.shared.rings.threads()
+    }
+
+    /// How often a queue's threads changed their scheduling class.
+    pub fn idle_class_changes(&self) -> u64 {
+        self.shared.rings.class_changes()
     }
 
     /// Waits until the kernel ends the connection, which it does when the mount goes, and the last request

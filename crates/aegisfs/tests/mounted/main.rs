@@ -8,6 +8,7 @@
 mod acls;
 mod bad_input;
 mod flags;
+mod idle_class;
 mod inspecting;
 mod kernel_ways;
 mod latency;

@@ -9,9 +9,13 @@
 #[expect(unsafe_code, reason = "the memory of a ring is known to the kernel by its addresses")]
 mod place;
 
+mod class;
+
 use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, lock};
+use crate::abi::fattr;
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
+use class::{Crew, Guard, Pace};
 use place::{Place, Taken, is_end};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io;
@@ -64,12 +68,15 @@ pub(super) struct Rings {
     queues: OnceLock<Vec<Queue>>,
     /// Where this process may run.
     processors: OnceLock<CpuSet>,
+    /// Looks after the threads' scheduling class, where that can be changed.
+    guard: OnceLock<Guard>,
 }
 
 /// What is known of a queue's threads.
 #[derive(Default)]
 struct Queue {
     state: Mutex<Threads>,
+    crew: Crew,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -86,7 +93,7 @@ struct Threads {
 
 impl Rings {
     pub(super) const fn new() -> Self {
-        Self { queues: OnceLock::new(), processors: OnceLock::new() }
+        Self { queues: OnceLock::new(), processors: OnceLock::new(), guard: OnceLock::new() }
     }
 
     /// Whether requests come through rings.
@@ -96,6 +103,11 @@ impl Rings {
 
     pub(super) fn threads(&self) -> usize {
         self.all().iter().map(|queue| lock(&queue.state).all).sum()
+    }
+
+    /// How often a queue's threads changed their scheduling class.
+    pub(super) fn class_changes(&self) -> u64 {
+        self.all().iter().map(|queue| queue.crew.changes()).sum()
     }
 
     /// Asked first by a thread that is not bound yet.
@@ -119,12 +131,28 @@ pub(super) fn start<H: Handler>(shared: &Arc<Shared<H>>) {
     let queues = possible_processors();
     shared.rings.processors();
     let _ = shared.rings.queues.set((0..queues).map(|_| Queue::default()).collect());
+    start_guard(shared);
     for queue in 0..queues {
         for _ in 0..THREADS_FIRST {
             if let Err(error) = add_thread(shared, queue, None) {
                 give_up(&format!("a thread for requests cannot be started: {error}"));
             }
         }
+    }
+}
+
+/// Starts the guard of the threads' scheduling class, where a processor can be left and that class changed.
+fn start_guard<H: Handler>(shared: &Arc<Shared<H>>) {
+    if !shared.options.idle_class || shared.rings.all().len() < 2 || !class::can_change() {
+        return;
+    }
+    let guarded = Arc::clone(shared);
+    let started = shared.spawn("fuse-guard".into(), move || {
+        guarded.rings.guard.get_or_init(Guard::default).run(|| guarded.rings.all());
+    });
+    match started {
+        Ok(()) => drop(shared.rings.guard.get_or_init(Guard::default)),
+        Err(error) => tracing::debug!(%error, "callers may be moved between processors"),
     }
 }
 
@@ -181,6 +209,17 @@ impl Post {
     }
 }
 
+/// What is done at once, without waiting for a device or starting anything.
+fn is_short(request: &Request<'_>) -> bool {
+    use Operation as O;
+    match &request.operation {
+        O::Read(_) | O::Write { .. } => !is_bulk(request),
+        O::Setattr(input) => input.valid & fattr::SIZE == 0,
+        O::Fsync { .. } | O::Fsyncdir | O::Syncfs | O::Fallocate(_) | O::CopyFileRange(_) => false,
+        _ => true,
+    }
+}
+
 fn is_bulk(request: &Request<'_>) -> bool {
     match request.operation {
         Operation::Read(input) => input.size as usize >= BULK_BYTES,
@@ -191,6 +230,9 @@ fn is_bulk(request: &Request<'_>) -> bool {
 
 fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, told: Option<SyncSender<bool>>) {
     let mut post = Post::at(queue, shared.rings.processors());
+    if shared.rings.guard.get().is_some() {
+        shared.rings.all()[queue].crew.join();
+    }
     let offered = Place::new(&shared.device, queue, TRANSFER_BYTES as usize).and_then(|mut place| {
         place.offer()?;
         Ok(place)
@@ -218,6 +260,9 @@ fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, told: Option<SyncSen
     if let Err(error) = outcome {
         give_up(&format!("queue {queue} of io_uring failed: {error}"));
     }
+    if let Some(guard) = shared.rings.guard.get() {
+        guard.end();
+    }
 }
 
 /// Answers the request that came to a place, and those after it.
@@ -225,6 +270,7 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut
     let queue = post.queue;
     let mut names = Vec::new();
     let mut short = Reply::default();
+    let mut pace = Pace::default();
     let most = (THREADS_TOTAL / shared.rings.all().len()).clamp(THREADS_FIRST, THREADS_MAX);
     while place.wait()? {
         let threads = shared.rings.change(queue, |threads| threads.idle -= 1);
@@ -233,6 +279,11 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut
             && let Err(error) = add_thread(shared, queue, None)
         {
             tracing::warn!(%error, queue, "no thread can be added");
+        }
+        if pace.is_fast()
+            && let Some(guard) = shared.rings.guard.get()
+        {
+            guard.wake();
         }
         let Taken { header, head, rest, reply } = place.taken();
         // The reply overwrites names. What is longer than names is answered in few bytes, which are put there.
@@ -266,10 +317,19 @@ fn take<H: Handler>(
         Errno::EIO
     })?;
     post.settle(is_bulk(&request));
-    match answer(shared, &request, reply) {
-        Answer::Now(outcome) => outcome,
-        Answer::None => Err(super::ENOSYS),
-        Answer::WrittenBack => answer_waiting(shared, post.queue, &request, reply),
+    let crew = &shared.rings.all()[post.queue].crew;
+    if is_short(&request) {
+        crew.note();
+        match answer(shared, &request, reply) {
+            Answer::Now(outcome) => outcome,
+            Answer::None => Err(super::ENOSYS),
+            Answer::WrittenBack => crew.at_length(|| answer_waiting(shared, post.queue, &request, reply)),
+        }
+    } else {
+        crew.at_length(|| match answer(shared, &request, reply) {
+            Answer::Now(outcome) => outcome,
+            _ => Err(super::ENOSYS),
+        })
     }
 }
 
