@@ -47,6 +47,9 @@ pub(super) enum Class {
 pub(super) struct Crew {
     /// Short requests since the guard last looked.
     flow: AtomicU32,
+    /// Whether the class is the idle one.
+    is_idle: AtomicBool,
+    /// Never locked by a thread of the idle class: were it kept waiting, so would be the guard.
     state: Mutex<State>,
 }
 
@@ -69,16 +72,16 @@ impl Default for Crew {
     fn default() -> Self {
         let (class, since) = (Class::Usual, Instant::now());
         let state = State { class, threads: Vec::new(), since, pause: PAUSE.0, changes: 0 };
-        Self { flow: AtomicU32::new(0), state: Mutex::new(state) }
+        Self { flow: AtomicU32::new(0), is_idle: AtomicBool::new(false), state: Mutex::new(state) }
     }
 }
 
 impl Crew {
     /// Takes the calling thread in. It begins with the class of the others, whatever it inherited.
     pub(super) fn join(&self) {
-        let mut state = lock(&self.state);
-        state.threads.push(Member { thread: gettid(), is_at_length: false });
-        set_class(gettid(), state.class);
+        set_class(gettid(), Class::Usual);
+        lock(&self.state).threads.push(Member { thread: gettid(), is_at_length: false });
+        self.follow();
     }
 
     /// Runs long work of one of the threads in the usual class.
@@ -90,13 +93,26 @@ impl Crew {
     }
 
     fn mark(&self, is_at_length: bool) {
-        let mut state = lock(&self.state);
-        let class = state.class;
-        let Some(own) = state.threads.iter_mut().find(|member| member.thread == gettid()) else { return };
-        own.is_at_length = is_at_length;
-        // Where all have the usual class there is nothing to change.
-        if class == Class::Idle {
-            set_class(own.thread, if is_at_length { Class::Usual } else { class });
+        if is_at_length && self.is_idle.load(Ordering::Acquire) {
+            set_class(gettid(), Class::Usual);
+        }
+        let own = gettid();
+        if let Some(member) = lock(&self.state).threads.iter_mut().find(|member| member.thread == own) {
+            member.is_at_length = is_at_length;
+        }
+        if !is_at_length {
+            self.follow();
+        }
+    }
+
+    /// Gives the calling thread, which the guard knows, the class of the others.
+    fn follow(&self) {
+        if self.is_idle.load(Ordering::Acquire) {
+            set_class(gettid(), Class::Idle);
+            // If that changed meanwhile, the guard may have come by before this thread was idle.
+            if !self.is_idle.load(Ordering::Acquire) {
+                set_class(gettid(), Class::Usual);
+            }
         }
     }
 
@@ -118,20 +134,21 @@ impl Crew {
         match state.class {
             Class::Idle if flow < FLOW_LEAST => {
                 state.pause = if lasted < PROVEN { (state.pause * 2).min(PAUSE.1) } else { PAUSE.0 };
-                state.change(Class::Usual, now);
+                self.change(&mut state, Class::Usual, now);
             }
-            Class::Usual if flow >= FLOW_BEGINS && lasted >= state.pause => state.change(Class::Idle, now),
+            Class::Usual if flow >= FLOW_BEGINS && lasted >= state.pause => {
+                self.change(&mut state, Class::Idle, now);
+            }
             _ => {}
         }
         state.class == Class::Idle || flow >= FLOW_BEGINS
     }
-}
 
-impl State {
-    fn change(&mut self, class: Class, now: Instant) {
-        (self.class, self.since) = (class, now);
-        self.changes += 1;
-        let free = self.threads.iter().filter(|member| !member.is_at_length);
+    fn change(&self, state: &mut State, class: Class, now: Instant) {
+        (state.class, state.since) = (class, now);
+        state.changes += 1;
+        self.is_idle.store(class == Class::Idle, Ordering::Release);
+        let free = state.threads.iter().filter(|member| !member.is_at_length);
         free.for_each(|member| set_class(member.thread, class));
     }
 }
