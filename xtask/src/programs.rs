@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
+/// Whether the kernel lets filesystems use io_uring; not there where it cannot.
+pub(crate) const RINGS_SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 /// The scripts, those that take longest first, so that none of these is left alone at the end.
 const SCRIPTS: [&str; 13] = [
     "stress_ng",
@@ -46,7 +48,7 @@ struct Run<'a> {
 
 /// Each script's short run, with the program that was built before, through io_uring where the kernel has that.
 pub(crate) fn run() -> Result<Vec<Skip>> {
-    let has_rings = Path::new("/sys/module/fuse/parameters/enable_uring").exists();
+    let has_rings = Path::new(RINGS_SWITCH).exists();
     let asked = std::env::var_os("AEGISFS_MOUNT_OPTIONS").is_some();
     Run { mount_options: (has_rings && !asked).then_some("io_uring=on"), long: false }.all(&SCRIPTS)
 }

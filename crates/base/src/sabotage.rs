@@ -49,6 +49,8 @@ pub enum Edge {
     RenameFlushesSource,
     /// Chunk ids handed out are never handed out again after a crash.
     ChunkIdsNeverReused,
+    /// A change of an inode that is marked sync is synced before the verb returns.
+    SyncFlag,
 }
 
 #[cfg(feature = "sabotage")]

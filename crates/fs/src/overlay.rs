@@ -1,6 +1,9 @@
 //! A file's bytes that are not in rows yet, lying over what is stored.
 
+mod ranges;
+
 use crate::buffers::{self, RUN_BYTES_MAX};
+pub(crate) use ranges::Ranges;
 use std::collections::BTreeMap;
 
 /// A run of this size is given the room for a whole one at once: at least half of it is used then.
@@ -286,7 +289,7 @@ impl Overlay {
 
     /// Ranges held, joined where they touch.
     pub(crate) fn ranges(&self) -> Ranges {
-        Ranges { ranges: self.bounds().collect() }
+        Ranges::from_apart(self.bounds())
     }
 
     /// The runs that stand nowhere else.
@@ -343,60 +346,6 @@ impl Overlay {
                 self.insert(from, Run { data, origin: run.origin });
             }
         }
-    }
-}
-
-/// A set of byte ranges.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ranges {
-    ranges: BTreeMap<u64, u64>,
-}
-
-impl Ranges {
-    /// Adds a range, joining what touches.
-    pub(crate) fn add(&mut self, from: u64, to: u64) {
-        if from >= to {
-            return;
-        }
-        let (mut from, mut to) = (from, to);
-        let touching: Vec<u64> = self
-            .ranges
-            .range(..=to)
-            .rev()
-            .take_while(|(_, end)| **end >= from)
-            .map(|(start, _)| *start)
-            .collect();
-        for start in touching {
-            let end = self.ranges.remove(&start).expect("it was just found");
-            from = from.min(start);
-            to = to.max(end);
-        }
-        self.ranges.insert(from, to);
-    }
-
-    /// What of a range is not in the set.
-    pub(crate) fn gaps(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
-        let mut gaps = Vec::new();
-        let mut at = from;
-        let before = self.ranges.range(..from).next_back().into_iter();
-        for (start, end) in before.chain(self.ranges.range(from..to)) {
-            if *end <= at {
-                continue;
-            }
-            if *start > at {
-                gaps.push((at, (*start).min(to)));
-            }
-            at = at.max(*end);
-        }
-        if at < to {
-            gaps.push((at, to));
-        }
-        gaps
-    }
-
-    /// The ranges in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.ranges.iter().map(|(from, to)| (*from, *to))
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Opcodes are small numbers.
 const OPCODES: usize = 64;
+/// All but this one, which is not for filesystems.
+const CUSE_INIT: u32 = 4096;
 
 /// How often an opcode came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,5 +101,6 @@ pub fn opcode_name(opcode: u32) -> &'static str {
         "statx",
         "copy_file_range_64",
     ];
-    NAMES.get(opcode as usize).copied().unwrap_or("other")
+    let name = NAMES.get(opcode as usize).copied();
+    name.unwrap_or(if opcode == CUSE_INIT { "cuse_init" } else { "other" })
 }

@@ -6,6 +6,7 @@ use crate::abi::{
     WriteOut, fattr,
 };
 use crate::ioctl;
+use crate::labels::Labels;
 use crate::reply::{DirentPlace, Reply, entry_out};
 use crate::request::{Operation, Request};
 use crate::session::Handler;
@@ -38,6 +39,7 @@ pub struct FsFace {
     fs: Arc<Fs>,
     at_end: Option<Box<dyn Fn() + Send + Sync>>,
     write_back: Option<Box<WriteBack>>,
+    labels: Labels,
 }
 
 /// Has the kernel write back a file, by inode and generation.
@@ -46,7 +48,7 @@ type WriteBack = dyn Fn(u64, u64) -> bool + Send + Sync;
 impl FsFace {
     /// The face of a filesystem.
     pub fn new(fs: Arc<Fs>) -> Self {
-        Self { fs, at_end: None, write_back: None }
+        Self { fs, at_end: None, write_back: None, labels: Labels::of_kernel() }
     }
 
     /// How another process has the kernel write back a file, by inode and generation, and whether it could.
@@ -245,7 +247,10 @@ impl FsFace {
                 };
                 self.fs.setxattr(node, name, value, mode)
             }
-            O::Getxattr { name, size } => sized(&self.fs.getxattr(node, name)?, size, reply),
+            O::Getxattr { name, size } => {
+                let value = self.fs.getxattr(node, name);
+                sized(&value.map_err(|error| self.labels.explain(name, error))?, size, reply)
+            }
             O::Listxattr { size } => {
                 let mut list = Vec::new();
                 let caller = Caller { uid: request.uid, gid: request.gid };

@@ -14,6 +14,7 @@ mod counters;
 mod face;
 mod fusermount;
 mod ioctl;
+mod labels;
 mod mount;
 mod mount_table;
 mod null;

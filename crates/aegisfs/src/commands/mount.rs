@@ -53,7 +53,7 @@ pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
         );
     };
     let mut settings = Settings::load(args.config.as_deref(), &args.settings)?;
-    let mount = prepare_mount_point(directory, options.nonempty)?;
+    let (mount, left_behind) = prepare_mount_point(directory, options.nonempty)?;
     let device = devices::resolve(&args.device)?;
     if !device.exists() {
         let message = format!("{} is not there", device.display());
@@ -64,7 +64,8 @@ pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
     if args.foreground {
         serve(&device, &mount, &options, settings)?;
     } else {
-        start_daemon(args, &device, &mount, settings.file())?;
+        start_daemon(args, &device, &mount, settings.file())
+            .map_err(|failure| blame(failure, &left_behind))?;
         devices::remember(&device);
     }
     Ok(Mounted { device, mount, done: "mounted", note })
@@ -149,11 +150,29 @@ fn start_daemon(args: &MountArgs, device: &Path, mount: &Path, config: Option<&P
     })
 }
 
-/// A mount point is an empty directory; what a killed daemon left mounted there is taken away first.
-fn prepare_mount_point(path: &Path, nonempty: bool) -> Result<PathBuf, Failure> {
+/// Says who keeps a device busy whose daemon was killed: the kernel holds a block device until all have let go of
+/// what they have open on the dead mount.
+fn blame(failure: Failure, left_behind: &[String]) -> Failure {
+    if failure.exit != Exit::Busy || left_behind.is_empty() {
+        return failure;
+    }
+    let users = left_behind.join(", ");
+    failure
+        .hint(format!("files of the mount whose daemon was killed are still used by {users}; end them first"))
+}
+
+/// A mount point is an empty directory; what a killed daemon left mounted there is taken away first. Says who still
+/// uses that.
+fn prepare_mount_point(path: &Path, nonempty: bool) -> Result<(PathBuf, Vec<String>), Failure> {
+    let mut left_behind = Vec::new();
     // Attributes may come from the kernel's memory long after the daemon died; this question never does.
     match rustix::fs::statfs(path) {
-        Err(rustix::io::Errno::NOTCONN) => aegisfs_fuse::unmount(&places::canonical(path), true)?,
+        Err(rustix::io::Errno::NOTCONN) => {
+            let dead = places::canonical(path);
+            // Once it is detached nobody can tell any more whose files they are.
+            left_behind = super::umount::users(&dead);
+            aegisfs_fuse::unmount(&dead, true)?;
+        }
         Err(rustix::io::Errno::NOENT) => {
             let message = format!("mount point {} is not there", path.display());
             return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message).hint("make it with mkdir"));
@@ -175,5 +194,5 @@ fn prepare_mount_point(path: &Path, nonempty: bool) -> Result<PathBuf, Failure> 
         let message = format!("mount point {} is not empty", path.display());
         return Err(Failure::usage(message).hint("choose an empty directory, or give -o nonempty"));
     }
-    Ok(path)
+    Ok((path, left_behind))
 }

@@ -69,8 +69,17 @@ fn told_of_failure(daemon: Option<&Client>) -> Result<(), Failure> {
     Err(Failure::new("E_WRITE_OUT", Exit::Failed, message).hint("the log of the mount says more"))
 }
 
-/// Who has something open or mapped below a mount point, or stands in it.
+/// Who has something open or mapped below a mount point, or stands in it, as a sentence.
 pub(super) fn holders(mount: &Path) -> String {
+    let found = users(mount);
+    if found.is_empty() {
+        return "something below it is in use".into();
+    }
+    format!("in use by {}", found.join(", "))
+}
+
+/// The same as a list of processes; of those of others only root sees what they use.
+pub(super) fn users(mount: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
@@ -88,10 +97,7 @@ pub(super) fn holders(mount: &Path) -> String {
             found.push(format!("{} ({pid})", name.trim()));
         }
     }
-    if found.is_empty() {
-        return "something below it is in use".into();
-    }
-    format!("in use by {}", found.join(", "))
+    found
 }
 
 /// Whether a list of mappings has a file below a mount point; the path follows five other fields.

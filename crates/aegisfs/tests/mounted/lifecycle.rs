@@ -177,3 +177,30 @@ fn the_tools_that_look_for_helpers_find_them() {
     let wrong = run(&stage.path("mount.aegisfs"), &[stage.device(), &stage.mnt(), "-o", "colour=blue"]);
     assert_eq!(wrong.status.code(), Some(1));
 }
+
+/// The kernel keeps a block device as long as somebody uses files of a mount on it, also when its daemon was killed.
+#[test]
+fn who_keeps_a_device_busy_after_a_kill_is_named() {
+    if !can_mount("who_keeps_a_device_busy_after_a_kill_is_named") {
+        return;
+    }
+    let stage = Stage::block("256M");
+    stage.mount();
+    if stage.json("status")["fuseblk"] != true {
+        println!("SKIPPED: who_keeps_a_device_busy_after_a_kill_is_named: needs Linux 6.18");
+        return;
+    }
+    std::fs::write(stage.at("file"), "content").unwrap();
+    stage.sync();
+    let open = std::fs::File::open(stage.at("file")).unwrap();
+    let mut user = std::process::Command::new("sleep").arg("100").stdin(open).spawn().unwrap();
+    stage.kill();
+    let (code, text) = aegisfs(&["mount", stage.device(), &stage.mnt()]);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert!(code == 6 && text.contains(&format!("still used by sleep ({})", user.id())), "{code}: {text}");
+    stage.mount();
+    assert_eq!(std::fs::read(stage.at("file")).unwrap(), b"content");
+    stage.umount();
+    stage.check();
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// How often each opcode comes while something is done, once the last of them has been answered.
@@ -103,11 +104,12 @@ fn messages_are_as_few_as_the_kernel_allows() {
         messages(&stage, list);
         messages(&stage, list);
         assert_eq!(messages(&stage, list), expected(&[]), "{ways}: names and attributes again");
-        // ls -l also asks for each file's label, of which the kernel remembers nothing for a FUSE mount. Its questions
+        // ls -l also asks for a file's label, of which the kernel remembers nothing for a FUSE mount. Its questions
         // for ACLs are answered from memory.
         let long = || drop(shell(&format!("ls -l {}/folder", stage.mnt())));
         messages(&stage, long);
-        assert_eq!(messages(&stage, long), expected(&[("getxattr", 22)]), "{ways}: ls -l again");
+        let labels = if has_selinux() { 22 } else { 1 };
+        assert_eq!(messages(&stage, long), expected(&[("getxattr", labels)]), "{ways}: ls -l again");
 
         shell("echo 1 > /proc/sys/vm/drop_caches");
         let mut content = Vec::new();
@@ -170,4 +172,50 @@ fn sequential_readers_are_read_ahead_for() {
     assert!(streaming <= MIB * 3, "{streaming} reads for {MIB} MiB in pieces of 4 KiB");
     drop(file);
     stage.umount();
+}
+
+/// Whether files have labels here, for which everybody has to ask.
+fn has_selinux() -> bool {
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    Path::new("/sys/fs/selinux").exists() || modules.contains("selinux")
+}
+
+/// ls -l wants the label of each file, a message each, unless it hears that there are none here.
+#[test]
+fn a_long_listing_asks_once_for_labels_where_there_are_none() {
+    const FILES: u64 = 100;
+    const NAME: &str = "security.selinux";
+    if !can_mount("a_long_listing_asks_once_for_labels_where_there_are_none") {
+        return;
+    }
+    let stage = Stage::image("256M");
+    stage.mount();
+    fs::create_dir(stage.at("folder")).unwrap();
+    (0..FILES).for_each(|n| fs::write(stage.at(&format!("folder/{n}")), "x").unwrap());
+    let list = || drop(shell(&format!("ls -l {}/folder", stage.mnt())));
+    // Reading names makes the directory's time of access unknown, and with new attributes its ACLs are asked for again.
+    for _ in 0..3 {
+        messages(&stage, list);
+    }
+    let again = messages(&stage, list);
+    let most = if has_selinux() { FILES + 1 } else { 1 };
+    assert!(again.values().sum::<u64>() <= most, "ls -l again: {again:?}");
+    // What a backup brings is kept and told: this file has one.
+    let (labelled, bare) = (stage.at("folder/1"), stage.at("folder/2"));
+    let get = |file: &Path, name: &str| {
+        let mut value = [0; 64];
+        rustix::fs::getxattr(file, name, &mut value).map(|length| value[..length].to_vec())
+    };
+    let label = b"system_u:object_r:etc_t:s0\0";
+    rustix::fs::setxattr(&labelled, NAME, label, rustix::fs::XattrFlags::empty()).unwrap();
+    assert_eq!(get(&labelled, NAME).as_deref(), Ok(&label[..]));
+    let names = shell(&format!("getfattr -m - {}", labelled.display()));
+    assert!(names.lines().any(|line| line == NAME), "{names}");
+    if !has_selinux() {
+        assert_eq!(get(&bare, NAME), Err(rustix::io::Errno::OPNOTSUPP));
+    }
+    assert_eq!(get(&bare, "security.other"), Err(rustix::io::Errno::NODATA));
+    rustix::fs::removexattr(&labelled, NAME).unwrap();
+    stage.umount();
+    stage.check();
 }

@@ -2,6 +2,7 @@
 //! docs/semantics.md says.
 
 use crate::stage::{AEGISFS, Stage, can_mount, must};
+use aegisfs_fuse::opcode_name;
 use std::fmt::Write;
 
 /// Does for each opcode, twice, what could make the kernel ask for it. Prints whether the second time did, how often
@@ -112,70 +113,60 @@ const HEAD: &str = "| number | opcode | tried by | asked | outcome | why |\n|---
 /// Writes the table into the page instead of comparing it.
 const WRITE: &str = "AEGISFS_WRITE_DOCS";
 
-/// Number, name, what was done, and what there is to say about it.
-const OPCODES: [(u32, &str, &str, &str); 52] = [
-    (1, "lookup", "stat(2) of a new name", "names that are not there are remembered too"),
-    (2, "forget", "unlink(2)", "has no answer"),
-    (3, "getattr", "statx(2) with `AT_STATX_FORCE_SYNC`", "otherwise the kernel has the attributes"),
-    (4, "setattr", "chmod(2)", ""),
-    (5, "readlink", "readlink(2)", "targets are kept by the kernel"),
-    (6, "symlink", "symlink(2)", ""),
-    (8, "mknod", "mknod(2)", ""),
-    (9, "mkdir", "mkdir(2)", ""),
-    (10, "unlink", "unlink(2)", ""),
-    (11, "rmdir", "rmdir(2)", ""),
-    (12, "rename", "rename(2)", ""),
-    (13, "link", "link(2)", ""),
-    (14, "open", "open(2)", ""),
-    (15, "read", "read(2) of what is not cached", ""),
-    (16, "write", "write(2) and fsync(2)", ""),
-    (17, "statfs", "statvfs(3)", ""),
-    (18, "release", "the last close(2)", ""),
-    (20, "fsync", "fsync(2)", ""),
-    (21, "setxattr", "setxattr(2)", ""),
-    (22, "getxattr", "getxattr(2)", ""),
-    (23, "listxattr", "listxattr(2)", ""),
-    (24, "removexattr", "removexattr(2)", ""),
-    (
-        25,
-        "flush",
-        "close(2)",
-        "`ENOSYS` with `writeback=on`: the kernel has written, and told errors, before it asks",
-    ),
-    (26, "init", "mount(2)", ""),
-    (27, "opendir", "open(2) of a directory", "`ENOSYS`, which means: nothing to keep for it"),
-    (28, "readdir", "readdir(3) without a look at what is found", ""),
-    (29, "releasedir", "close(2) of a directory", ""),
-    (30, "fsyncdir", "fsync(2) of a directory", ""),
-    (31, "getlk", "fcntl(2) with `F_GETLK`", "locks are the kernel's own"),
-    (32, "setlk", "fcntl(2) with `F_SETLK`", "locks are the kernel's own"),
-    (33, "setlkw", "fcntl(2) with `F_SETLKW`", "locks are the kernel's own"),
-    (34, "access", "access(2)", "the kernel checks permissions"),
-    (35, "create", "open(2) with `O_CREAT`", ""),
-    (36, "interrupt", "a signal during lseek(2)", "has no answer; every request runs to its end"),
-    (
-        37,
-        "bmap",
-        "ioctl(2) with `FIBMAP`",
-        "only on block devices; `ENOSYS`, and block 0 is said to be a hole",
-    ),
-    (38, "destroy", "", "when a block device is unmounted; elsewhere the connection ends"),
-    (39, "ioctl", "lsattr(1)", "other numbers than those of flags: `ENOTTY`"),
-    (40, "poll", "poll(2)", "`ENOSYS`, which means: files are always ready"),
-    (41, "notify_reply", "", "answers a question that is never put"),
-    (42, "batch_forget", "dropping the kernel's caches", "has no answer"),
-    (43, "fallocate", "posix_fallocate(3)", "modes that move bytes: `EOPNOTSUPP` by the kernel"),
-    (44, "readdirplus", "the first readdir(3)", ""),
-    (45, "rename2", "renameat2(2) with `RENAME_NOREPLACE`", ""),
-    (46, "lseek", "lseek(2) with `SEEK_HOLE`", ""),
-    (47, "copy_file_range", "", "what older kernels ask in place of 53; answered likewise"),
-    (48, "setupmapping", "mmap(2) with `MAP_SYNC`", "only for virtiofs"),
-    (49, "removemapping", "", "only for virtiofs"),
-    (50, "syncfs", "syncfs(2)", "only on block devices; see [Making things durable](#making-things-durable)"),
-    (51, "tmpfile", "open(2) with `O_TMPFILE`", ""),
-    (52, "statx", "statx(2) of the time of birth", ""),
-    (53, "copy_file_range_64", "copy_file_range(2)", ""),
-    (4096, "cuse_init", "", "only for character devices"),
+/// Number, what was done, and what there is to say about it.
+const OPCODES: [(u32, &str, &str); 52] = [
+    (1, "stat(2) of a new name", "names that are not there are remembered too"),
+    (2, "unlink(2)", "has no answer"),
+    (3, "statx(2) with `AT_STATX_FORCE_SYNC`", "otherwise the kernel has the attributes"),
+    (4, "chmod(2)", ""),
+    (5, "readlink(2)", "targets are kept by the kernel"),
+    (6, "symlink(2)", ""),
+    (8, "mknod(2)", ""),
+    (9, "mkdir(2)", ""),
+    (10, "unlink(2)", ""),
+    (11, "rmdir(2)", ""),
+    (12, "rename(2)", ""),
+    (13, "link(2)", ""),
+    (14, "open(2)", ""),
+    (15, "read(2) of what is not cached", ""),
+    (16, "write(2) and fsync(2)", ""),
+    (17, "statvfs(3)", ""),
+    (18, "the last close(2)", ""),
+    (20, "fsync(2)", ""),
+    (21, "setxattr(2)", ""),
+    (22, "getxattr(2)", ""),
+    (23, "listxattr(2)", ""),
+    (24, "removexattr(2)", ""),
+    (25, "close(2)", "`ENOSYS` with `writeback=on`: the kernel has written, and told errors, before it asks"),
+    (26, "mount(2)", ""),
+    (27, "open(2) of a directory", "`ENOSYS`, which means: nothing to keep for it"),
+    (28, "readdir(3) without a look at what is found", ""),
+    (29, "close(2) of a directory", ""),
+    (30, "fsync(2) of a directory", ""),
+    (31, "fcntl(2) with `F_GETLK`", "locks are the kernel's own"),
+    (32, "fcntl(2) with `F_SETLK`", "locks are the kernel's own"),
+    (33, "fcntl(2) with `F_SETLKW`", "locks are the kernel's own"),
+    (34, "access(2)", "the kernel checks permissions"),
+    (35, "open(2) with `O_CREAT`", ""),
+    (36, "a signal during lseek(2)", "has no answer; every request runs to its end"),
+    (37, "ioctl(2) with `FIBMAP`", "only on block devices; `ENOSYS`, and block 0 is said to be a hole"),
+    (38, "", "when a block device is unmounted; elsewhere the connection ends"),
+    (39, "lsattr(1)", "other numbers than those of flags: `ENOTTY`"),
+    (40, "poll(2)", "`ENOSYS`, which means: files are always ready"),
+    (41, "", "answers a question that is never put"),
+    (42, "dropping the kernel's caches", "has no answer"),
+    (43, "posix_fallocate(3)", "modes that move bytes: `EOPNOTSUPP` by the kernel"),
+    (44, "the first readdir(3)", ""),
+    (45, "renameat2(2) with `RENAME_NOREPLACE`", ""),
+    (46, "lseek(2) with `SEEK_HOLE`", ""),
+    (47, "", "what older kernels ask in place of 53; answered likewise"),
+    (48, "mmap(2) with `MAP_SYNC`", "only for virtiofs"),
+    (49, "", "only for virtiofs"),
+    (50, "syncfs(2)", "only on block devices; see [Making things durable](#making-things-durable)"),
+    (51, "open(2) with `O_TMPFILE`", ""),
+    (52, "statx(2) of the time of birth", ""),
+    (53, "copy_file_range(2)", ""),
+    (4096, "", "only for character devices"),
 ];
 
 /// Linux as the page says it, without what differs between builds.
@@ -199,7 +190,8 @@ fn table() -> String {
     stage.umount();
     stage.check();
     let mut table = HEAD.to_owned();
-    for (number, name, call, why) in OPCODES {
+    for (number, call, why) in OPCODES {
+        let name = opcode_name(number);
         let probed = &found[name];
         let (again, count) = (probed[0].as_bool() == Some(true), probed[1].as_u64().unwrap_or(0));
         let answer = probed[2].as_str().unwrap_or("");

@@ -8,6 +8,7 @@ use crate::FsError;
 use crate::fs::{Caller, Fs};
 use crate::node::Node;
 use aegisfs_base::InodeId;
+use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_format::value::{INODE_FLAGS, Inode};
 
 /// Flags that there are.
@@ -68,7 +69,7 @@ impl Fs {
 
     /// Makes a change durable that was made to a node that is marked so.
     pub(super) fn sync_if_asked(&self, node: &Node) -> Result<(), FsError> {
-        let asked = node.state.read().inode.has_any(Inode::SYNC);
+        let asked = node.state.read().inode.has_any(Inode::SYNC) && !removed(Edge::SyncFlag);
         if asked { self.sync_node(node) } else { Ok(()) }
     }
 }

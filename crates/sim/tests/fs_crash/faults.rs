@@ -58,8 +58,15 @@ fn sweep(shape: &Shape, seed: u64, fault: impl Fn(u64) -> Fault) -> u64 {
     unreachable!("a life has an end")
 }
 
-const SHORT: Shape =
-    Shape { devices: 1, operations: 14, log_pieces: 4, large: false, device_bytes: 24 << 20, streams: false };
+const SHORT: Shape = Shape {
+    devices: 1,
+    operations: 14,
+    log_pieces: 4,
+    large: false,
+    device_bytes: 24 << 20,
+    streams: false,
+    flags: false,
+};
 
 #[test]
 fn any_call_may_fail_once() {

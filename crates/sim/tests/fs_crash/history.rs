@@ -27,6 +27,8 @@ pub(crate) struct Shape {
     pub(crate) device_bytes: u64,
     /// Whether files are written in stretches so long that they leave as a stream, its end held back.
     pub(crate) streams: bool,
+    /// Whether flags are set, which forbid some of the operations and make others durable.
+    pub(crate) flags: bool,
 }
 
 impl Default for Shape {
@@ -38,6 +40,7 @@ impl Default for Shape {
             large: false,
             device_bytes: 24 << 20,
             streams: false,
+            flags: false,
         }
     }
 }
@@ -53,6 +56,7 @@ pub(crate) struct Entry {
     pub(crate) inode: InodeId,
     pub(crate) mode: u32,
     pub(crate) nlink: u32,
+    pub(crate) flags: u32,
     pub(crate) target: Vec<u8>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -64,7 +68,8 @@ pub(crate) type Namespace = BTreeMap<Vec<u8>, Entry>;
 pub(crate) struct Promise {
     /// Everything acknowledged before it is durable.
     pub(crate) everything: bool,
-    /// This file's content, and the names up to the operation that last touched it, are durable.
+    /// This file's content, and the names and attributes up to the operation that last touched it, are durable.
+    /// Of a directory there are only those.
     pub(crate) file: Option<(InodeId, u64)>,
     /// Whoever sees this operation sees at least this file's content of then.
     pub(crate) ordered: Option<InodeId>,
@@ -80,6 +85,9 @@ pub(crate) struct History {
     pub(crate) promises: Vec<Promise>,
     /// Whether a write may arrive in parts, the first of them durable alone.
     pub(crate) streams: bool,
+    /// Operations that flags forbade, and those that they made durable.
+    pub(crate) forbidden: u64,
+    pub(crate) durable: u64,
     story: Vec<String>,
 }
 
@@ -143,9 +151,10 @@ pub(crate) fn walk(fs: &Fs) -> Result<Namespace, FsError> {
                 todo.push((below.clone(), entry.id));
             }
             let inode = attributes.inode;
+            let flags = fs.flags(entry.id)?;
             found.insert(
                 below,
-                Entry { inode: entry.id, mode: inode.mode, nlink: inode.nlink, target, xattrs },
+                Entry { inode: entry.id, mode: inode.mode, nlink: inode.nlink, flags, target, xattrs },
             );
         }
     }
@@ -168,6 +177,15 @@ pub(crate) enum Outcome {
     Refused(String),
     /// With a wrong answer, which never is.
     Wrong(String),
+}
+
+impl Outcome {
+    fn at(self, step: u64) -> Self {
+        match self {
+            Self::Refused(why) => Self::Refused(format!("step {step}: {why}")),
+            Self::Wrong(why) => Self::Wrong(format!("step {step}: {why}")),
+        }
+    }
 }
 
 /// Formatted devices, and the dice of a seed.
@@ -201,14 +219,26 @@ impl History {
             contents: BTreeMap::new(),
             promises: vec![Promise { everything: true, ..Promise::default() }],
             streams: shape.streams,
+            forbidden: 0,
+            durable: 0,
             story: vec!["mount".into()],
             world: SimWorld::new(),
         };
         for step in 1..=shape.operations {
             world.mark(step << 1 | BEGUN);
-            let deed = player.play(step).unwrap_or_else(|error| panic!("step {step}: {error}"));
+            let wrong = |why: &dyn std::fmt::Debug| -> ! {
+                panic!("seed {seed}, step {step}: {why:?}\nhistory:\n{}", history.story())
+            };
+            let deed = player.play(step).unwrap_or_else(|outcome| wrong(&outcome));
             world.mark(step << 1 | KEPT);
-            history.names.push(walk(&fs).expect("a readable tree"));
+            let names = walk(&fs).expect("a readable tree");
+            player.check_flags(&names).unwrap_or_else(|why| wrong(&why));
+            if deed.forbidden && history.names.last() != Some(&names) {
+                wrong(&"what was forbidden changed something");
+            }
+            history.names.push(names);
+            history.forbidden += u64::from(deed.forbidden);
+            history.durable += u64::from(deed.durable);
             for id in deed.changed {
                 let content = player.contents[&id].clone();
                 history.contents.entry(id).or_default().push((step, content));
@@ -237,7 +267,7 @@ impl History {
         let mut player = Player::new(&fs, rng, shape);
         for step in 1..=shape.operations {
             world.mark(step << 1 | BEGUN);
-            player.play(step).map_err(|error| Outcome::Refused(format!("step {step}: {error}")))?;
+            player.play(step).map_err(|outcome| outcome.at(step))?;
             world.mark(step << 1 | KEPT);
         }
         for (id, content) in &player.contents {

@@ -9,6 +9,7 @@
 mod damage;
 mod degraded;
 mod faults;
+mod flags;
 mod history;
 mod nested;
 mod old_records;
@@ -70,7 +71,7 @@ fn histories_that_wrap_the_log() {
             log_pieces: 2,
             large: true,
             device_bytes: 10 << 20,
-            streams: false,
+            ..Shape::default()
         },
         300..303,
     );
@@ -83,4 +84,9 @@ fn histories_with_streams() {
         Shape { operations: 60, large: true, device_bytes: 48 << 20, streams: true, ..Shape::default() },
         400..403,
     );
+}
+
+#[test]
+fn histories_with_flags() {
+    survive("histories with flags", flags::WITH_FLAGS, flags::SEEDS);
 }

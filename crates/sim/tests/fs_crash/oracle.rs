@@ -156,7 +156,7 @@ fn mismatch(history: &History, found: &Namespace, from: u64, begun: u64) -> Stri
     let list = |names: &Namespace| {
         let line = |(path, e): (&Vec<u8>, &crate::history::Entry)| {
             let path = String::from_utf8_lossy(path).into_owned();
-            format!("{path}={}:{:o}:{}:{}", e.inode, e.mode, e.nlink, e.xattrs.len())
+            format!("{path}={}:{:o}:{}:{}:{:x}", e.inode, e.mode, e.nlink, e.xattrs.len(), e.flags)
         };
         names.iter().map(line).collect::<Vec<_>>().join(" ")
     };

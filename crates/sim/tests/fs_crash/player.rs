@@ -1,8 +1,9 @@
 //! What a history does, step by step: random operations, and what each of them promises.
 
-use crate::history::{Promise, Shape};
+use crate::flags::Flags;
+use crate::history::{Namespace, Outcome, Promise, Shape};
 use aegisfs_base::{InodeId, Rng, SeededRng};
-use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, Kind, MakeOptions, ROOT, RenameFlags, XattrMode};
+use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, Kind, MakeOptions, ROOT, RenameFlags, WriteKind, XattrMode};
 use aegisfs_store::StoreError;
 use std::collections::BTreeMap;
 
@@ -10,13 +11,23 @@ use std::collections::BTreeMap;
 const NAMES: u64 = 6;
 /// Files are not written beyond this.
 const FILE_BYTES_MAX: u64 = 400 << 10;
+/// Sides of the dice that choose a verb; those beyond have to do with flags.
+const SIDES: u64 = 100;
+const SIDES_WITH_FLAGS: u64 = 135;
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
 
 pub(crate) struct Player<'a> {
-    fs: &'a Fs,
-    rng: &'a SeededRng,
+    pub(crate) fs: &'a Fs,
+    pub(crate) rng: &'a SeededRng,
     shape: &'a Shape,
     pub(crate) contents: BTreeMap<InodeId, Vec<u8>>,
-    touched: BTreeMap<InodeId, u64>,
+    pub(crate) touched: BTreeMap<InodeId, u64>,
+    /// As they have to be.
+    pub(crate) flags: Flags,
+    /// Whether flags forbid what is being done.
+    pub(crate) forbidden: bool,
     /// Blocks that come up again and again, so that dedup finds something.
     stock: Vec<u8>,
 }
@@ -27,19 +38,42 @@ pub(crate) struct Deed {
     pub(crate) story: String,
     pub(crate) promise: Promise,
     pub(crate) changed: Vec<InodeId>,
+    /// Those whose flag makes it durable.
+    pub(crate) asked: Vec<InodeId>,
+    /// It was refused because of flags.
+    pub(crate) forbidden: bool,
+    /// It is durable because of flags.
+    pub(crate) durable: bool,
 }
 
 impl<'a> Player<'a> {
     pub(crate) fn new(fs: &'a Fs, rng: &'a SeededRng, shape: &'a Shape) -> Self {
         let mut stock = vec![0; 300 << 10];
         rng.fill(&mut stock);
-        Self { fs, rng, shape, contents: BTreeMap::new(), touched: BTreeMap::new(), stock }
+        let (contents, touched, flags) = (BTreeMap::new(), BTreeMap::new(), Flags::default());
+        Self { fs, rng, shape, contents, touched, flags, forbidden: false, stock }
     }
 }
 
 impl Player<'_> {
-    pub(crate) fn play(&mut self, step: u64) -> Result<Deed, FsError> {
-        let outcome = match self.rng.below(100) {
+    /// Does something; `Err` says what failed, or what flags forbid and was done, or the other way about.
+    pub(crate) fn play(&mut self, step: u64) -> Result<Deed, Outcome> {
+        self.forbidden = false;
+        match self.choose(step) {
+            Ok(deed) if self.forbidden => Err(Outcome::Wrong(format!("flags forbid it: {}", deed.story))),
+            Ok(deed) => Ok(self.promised_by_flags(step, deed)),
+            Err(FsError::Store(StoreError::NoSpace { .. })) => Ok(told("no space".into())),
+            Err(FsError::Store(error)) => Err(Outcome::Refused(error.to_string())),
+            Err(FsError::NotPermitted) if !self.forbidden => Err(Outcome::Wrong("no flag forbids it".into())),
+            Err(FsError::NotPermitted) => Ok(Deed { forbidden: true, ..told("forbidden by flags".into()) }),
+            // Names that are taken, missing, or of the wrong kind are part of the game.
+            Err(error) => Ok(told(format!("refused: {error}"))),
+        }
+    }
+
+    fn choose(&mut self, step: u64) -> Result<Deed, FsError> {
+        let sides = if self.shape.flags { SIDES_WITH_FLAGS } else { SIDES };
+        match self.rng.below(sides) {
             0..12 => self.create(step),
             12..40 => self.write(),
             40..52 => self.fsync(),
@@ -54,15 +88,31 @@ impl Player<'_> {
             87..90 => self.xattr(step),
             90..92 => self.chmod(step),
             92..95 => self.copy(step),
-            _ => self.checkpoint(),
-        };
-        match outcome {
-            Ok(deed) => Ok(deed),
-            Err(FsError::Store(StoreError::NoSpace { .. })) => Ok(told("no space".into())),
-            Err(FsError::Store(error)) => Err(FsError::Store(error)),
-            // Names that are taken, missing, or of the wrong kind are part of the game.
-            Err(error) => Ok(told(format!("refused: {error}"))),
+            95..SIDES => self.checkpoint(),
+            SIDES..108 => self.mkdir(),
+            _ => self.set_flags(step),
         }
+    }
+
+    /// What is marked sync is durable by now, as if it had been synced.
+    fn promised_by_flags(&self, step: u64, mut deed: Deed) -> Deed {
+        if let Some(id) = deed.asked.iter().find(|id| self.flags.is_sync(**id)) {
+            deed.promise.file = Some((*id, self.touched.get(id).copied().unwrap_or(step)));
+            deed.story += ", durable by a flag";
+            deed.durable = true;
+        }
+        deed
+    }
+
+    /// Whether everything has the flags that it has to have.
+    pub(crate) fn check_flags(&self, names: &Namespace) -> Result<(), String> {
+        for (path, entry) in names {
+            let expected = self.flags.of(entry.inode);
+            if entry.flags != expected {
+                return Err(format!("{} has flags {:x}, not {expected:x}", text(path), entry.flags));
+            }
+        }
+        Ok(())
     }
 
     fn name(&self) -> Vec<u8> {
@@ -70,19 +120,39 @@ impl Player<'_> {
     }
 
     fn directory(&self) -> Result<InodeId, FsError> {
+        if self.shape.flags {
+            return Ok(self.flagged_directory());
+        }
         if self.rng.below(3) > 0 {
             return Ok(ROOT);
         }
         let found = self.fs.peek(ROOT, &self.name())?;
-        if found.inode.mode & 0o170_000 == 0o040_000 { Ok(found.id) } else { Ok(ROOT) }
+        if found.inode.mode & S_IFMT == S_IFDIR { Ok(found.id) } else { Ok(ROOT) }
     }
 
-    /// A regular file, if the dice find one.
+    /// Where flags are set, more happens in directories other than the root, which has none.
+    fn flagged_directory(&self) -> InodeId {
+        let tries = self.rng.below(5);
+        let mut found = (0..tries).filter_map(|_| self.fs.peek(ROOT, &self.name()).ok());
+        let directory = found.find(|found| found.inode.mode & S_IFMT == S_IFDIR);
+        directory.map_or(ROOT, |found| found.id)
+    }
+
     fn file(&self) -> Result<InodeId, FsError> {
+        self.found(S_IFREG)
+    }
+
+    /// A file or a directory other than the root, if the dice find one.
+    pub(crate) fn file_or_directory(&self) -> Result<InodeId, FsError> {
+        self.found(if self.rng.below(2) == 0 { S_IFREG } else { S_IFDIR })
+    }
+
+    /// Something of a kind, if the dice find it.
+    fn found(&self, format: u32) -> Result<InodeId, FsError> {
         for _ in 0..6 {
             let Ok(parent) = self.directory() else { continue };
             if let Ok(found) = self.fs.peek(parent, &self.name())
-                && found.inode.mode & 0o170_000 == 0o100_000
+                && found.inode.mode & S_IFMT == format
             {
                 return Ok(found.id);
             }
@@ -120,13 +190,26 @@ impl Player<'_> {
 
     fn create(&mut self, step: u64) -> Result<Deed, FsError> {
         let (parent, name) = (self.directory()?, self.name());
-        let options = MakeOptions { permissions: 0o644, ..MakeOptions::default() };
-        let made = self.fs.make(parent, &name, Kind::File, &options)?;
-        self.fs.forget(made.id, 1);
-        self.contents.insert(made.id, Vec::new());
-        self.touched.insert(made.id, step);
-        let story = format!("create {parent}/{} = {}", text(&name), made.id);
-        Ok(Deed { changed: vec![made.id], ..told(story) })
+        let made = self.make(parent, &name, Kind::File, 0o644)?;
+        self.contents.insert(made, Vec::new());
+        self.touched.insert(made, step);
+        let story = format!("create {parent}/{} = {made}", text(&name));
+        Ok(Deed { changed: vec![made], asked: vec![parent], ..told(story) })
+    }
+
+    fn make(
+        &mut self,
+        parent: InodeId,
+        name: &[u8],
+        kind: Kind<'_>,
+        permissions: u32,
+    ) -> Result<InodeId, FsError> {
+        self.forbidden = self.flags.takes_nothing(parent);
+        let options = MakeOptions { permissions, ..MakeOptions::default() };
+        let made = self.fs.make(parent, name, kind, &options)?.id;
+        self.fs.forget(made, 1);
+        self.flags.are_inherited(parent, made, kind);
+        Ok(made)
     }
 
     fn write(&mut self) -> Result<Deed, FsError> {
@@ -138,15 +221,19 @@ impl Player<'_> {
             _ => self.rng.below(length + 5000),
         };
         let offset = offset.min(FILE_BYTES_MAX);
-        let handle = self.fs.open(id)?;
-        let outcome = self.fs.write(handle, offset, &data);
+        let kind = WriteKind { appends: offset == length, ..WriteKind::default() };
+        self.forbidden =
+            if kind.appends { self.flags.takes_nothing(id) } else { self.flags.loses_nothing(id) };
+        let (handle, _) = self.fs.open_to_write(id, kind.appends)?;
+        let outcome = self.fs.write_with(handle, offset, &data, kind);
         self.fs.release(handle)?;
         outcome?;
         let content = self.contents.get_mut(&id).expect("files are known");
         let end = offset as usize + data.len();
         content.resize(content.len().max(end), 0);
         content[offset as usize..end].copy_from_slice(&data);
-        Ok(Deed { changed: vec![id], ..told(format!("write {id} at {offset}, {} bytes", data.len())) })
+        let story = format!("write {id} at {offset}, {} bytes", data.len());
+        Ok(Deed { changed: vec![id], asked: vec![id], ..told(story) })
     }
 
     fn fsync(&mut self) -> Result<Deed, FsError> {
@@ -171,37 +258,47 @@ impl Player<'_> {
         let exchange = self.rng.below(5) == 0;
         let flags = RenameFlags { exchange, ..RenameFlags::default() };
         let moved = self.fs.peek(parent, &old)?.id;
-        let replaces = self.fs.peek(new_parent, &new).is_ok();
+        let target = self.fs.peek(new_parent, &new).ok().map(|found| found.id);
+        // Two names of one inode stay as they are.
+        let stays = target == Some(moved);
+        self.forbidden = !stays && self.flags.forbid_rename(parent, moved, new_parent, target);
         self.fs.rename(parent, &old, new_parent, &new, flags)?;
-        self.touched.insert(moved, step);
-        let ordered = (replaces && self.contents.contains_key(&moved)).then_some(moved);
+        let ordered = (target.is_some() && self.contents.contains_key(&moved)).then_some(moved);
         let story = format!(
             "rename {parent}/{} to {new_parent}/{} ({moved}, exchange {exchange})",
             text(&old),
             text(&new)
         );
-        Ok(Deed { promise: Promise { ordered, ..Promise::default() }, ..told(story) })
+        let mut deed = Deed { promise: Promise { ordered, ..Promise::default() }, ..told(story) };
+        if !stays {
+            self.touched.insert(moved, step);
+            deed.asked = vec![parent, new_parent];
+        }
+        Ok(deed)
     }
 
     fn unlink(&mut self) -> Result<Deed, FsError> {
         let (parent, name) = (self.directory()?, self.name());
         let found = self.fs.peek(parent, &name)?;
-        if found.inode.mode & 0o170_000 == 0o040_000 {
+        self.forbidden = self.flags.loses_nothing(parent) || self.flags.loses_nothing(found.id);
+        if found.inode.mode & S_IFMT == S_IFDIR {
             self.fs.rmdir(parent, &name)?;
         } else {
             self.fs.unlink(parent, &name)?;
         }
-        Ok(told(format!("remove {parent}/{} ({})", text(&name), found.id)))
+        let story = format!("remove {parent}/{} ({})", text(&name), found.id);
+        Ok(Deed { asked: vec![parent], ..told(story) })
     }
 
     fn truncate(&mut self, step: u64) -> Result<Deed, FsError> {
         let id = self.file()?;
         let length = self.contents[&id].len() as u64;
         let size = self.rng.below(length + length / 2 + 10).min(FILE_BYTES_MAX);
+        self.forbidden = self.flags.loses_nothing(id);
         self.fs.setattr(id, &Changes { size: Some(size), ..Changes::default() })?;
         self.contents.get_mut(&id).expect("files are known").resize(size as usize, 0);
         self.touched.insert(id, step);
-        Ok(Deed { changed: vec![id], ..told(format!("truncate {id} to {size}")) })
+        Ok(Deed { changed: vec![id], asked: vec![id], ..told(format!("truncate {id} to {size}")) })
     }
 
     fn punch(&mut self, step: u64) -> Result<Deed, FsError> {
@@ -209,6 +306,7 @@ impl Player<'_> {
         let length = self.contents[&id].len() as u64;
         let from = self.rng.below(length + 1);
         let bytes = 1 + self.rng.below(50_000);
+        self.forbidden = self.flags.loses_nothing(id);
         let handle = self.fs.open(id)?;
         let outcome = self.fs.fallocate(handle, from, bytes, 3);
         self.fs.release(handle)?;
@@ -217,34 +315,39 @@ impl Player<'_> {
         let to = (from + bytes).min(length) as usize;
         content[from as usize..to].fill(0);
         self.touched.insert(id, step);
-        Ok(Deed { changed: vec![id], ..told(format!("punch {id} at {from}, {bytes} bytes")) })
+        let story = format!("punch {id} at {from}, {bytes} bytes");
+        Ok(Deed { changed: vec![id], asked: vec![id], ..told(story) })
     }
 
     fn link(&mut self, step: u64) -> Result<Deed, FsError> {
         let (id, parent, name) = (self.file()?, self.directory()?, self.name());
+        self.forbidden = self.flags.takes_nothing(parent) || self.flags.loses_nothing(id);
         self.fs.link(id, parent, &name)?;
         self.fs.forget(id, 1);
         self.touched.insert(id, step);
-        Ok(told(format!("link {id} as {parent}/{}", text(&name))))
+        let story = format!("link {id} as {parent}/{}", text(&name));
+        Ok(Deed { asked: vec![parent], ..told(story) })
     }
 
     fn mkdir(&mut self) -> Result<Deed, FsError> {
+        let parent = if self.shape.flags { self.directory()? } else { ROOT };
         let name = self.name();
-        let made = self.fs.make(ROOT, &name, Kind::Directory, &MakeOptions::default())?;
-        self.fs.forget(made.id, 1);
-        Ok(told(format!("mkdir {} = {}", text(&name), made.id)))
+        let made = self.make(parent, &name, Kind::Directory, 0)?;
+        let story = format!("mkdir {parent}/{} = {made}", text(&name));
+        Ok(Deed { asked: vec![parent], ..told(story) })
     }
 
     fn symlink(&mut self) -> Result<Deed, FsError> {
         let (parent, name) = (self.directory()?, self.name());
-        let made = self.fs.make(parent, &name, Kind::Symlink(b"some/where"), &MakeOptions::default())?;
-        self.fs.forget(made.id, 1);
-        Ok(told(format!("symlink {parent}/{} = {}", text(&name), made.id)))
+        let made = self.make(parent, &name, Kind::Symlink(b"some/where"), 0)?;
+        let story = format!("symlink {parent}/{} = {made}", text(&name));
+        Ok(Deed { asked: vec![parent], ..told(story) })
     }
 
     fn xattr(&mut self, step: u64) -> Result<Deed, FsError> {
         let id = self.file()?;
         let name = format!("user.x{}", self.rng.below(2));
+        self.forbidden = self.flags.loses_nothing(id);
         if self.rng.below(3) == 0 {
             self.fs.removexattr(id, name.as_bytes())?;
         } else {
@@ -253,15 +356,16 @@ impl Player<'_> {
             self.fs.setxattr(id, name.as_bytes(), value, XattrMode::Any)?;
         }
         self.touched.insert(id, step);
-        Ok(told(format!("xattr {name} of {id}")))
+        Ok(Deed { asked: vec![id], ..told(format!("xattr {name} of {id}")) })
     }
 
     fn chmod(&mut self, step: u64) -> Result<Deed, FsError> {
         let id = self.file()?;
         let permissions = 0o600 + self.rng.below(64) as u32;
+        self.forbidden = self.flags.loses_nothing(id);
         self.fs.setattr(id, &Changes { permissions: Some(permissions), ..Changes::default() })?;
         self.touched.insert(id, step);
-        Ok(told(format!("chmod {id} {permissions:o}")))
+        Ok(Deed { asked: vec![id], ..told(format!("chmod {id} {permissions:o}")) })
     }
 
     fn copy(&mut self, step: u64) -> Result<Deed, FsError> {
@@ -272,7 +376,9 @@ impl Player<'_> {
         let length = self.contents[&from].len() as u64;
         let (offset, at) = (self.rng.below(length + 1), self.rng.below(20_000));
         let bytes = self.rng.below(length + 1);
-        let (source, target) = (self.fs.open(from)?, self.fs.open(to)?);
+        self.forbidden = self.flags.loses_nothing(to);
+        let (target, _) = self.fs.open_to_write(to, false)?;
+        let source = self.fs.open(from)?;
         let copied = self.fs.copy_range(
             CopyEnd { handle: source, offset },
             CopyEnd { handle: target, offset: at },
@@ -287,13 +393,15 @@ impl Player<'_> {
             let end = at as usize + copied;
             content.resize(content.len().max(end), 0);
             content[at as usize..end].copy_from_slice(&piece);
+            self.touched.insert(to, step);
         }
-        self.touched.insert(to, step);
-        Ok(Deed { changed: vec![to], ..told(format!("copy {from}+{offset} to {to}+{at}, {copied} bytes")) })
+        let asked = if copied > 0 { vec![to] } else { vec![] };
+        let story = format!("copy {from}+{offset} to {to}+{at}, {copied} bytes");
+        Ok(Deed { changed: vec![to], asked, ..told(story) })
     }
 }
 
-fn told(story: String) -> Deed {
+pub(crate) fn told(story: String) -> Deed {
     Deed { story, ..Deed::default() }
 }
 

@@ -76,3 +76,8 @@ fn freed_slots_wait_for_the_checkpoint() {
         Shape { operations: 200, large: true, device_bytes: 8 << 20, log_pieces: 2, ..Shape::default() };
     must_show(&[Edge::SlotsFreedAfterCheckpoint], &shape);
 }
+
+#[test]
+fn what_is_marked_sync_has_to_be_synced() {
+    must_show(&[Edge::SyncFlag], &crate::flags::WITH_FLAGS);
+}
