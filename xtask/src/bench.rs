@@ -12,6 +12,7 @@ mod databases;
 mod files;
 mod latency;
 mod measure;
+mod metadata;
 mod programs;
 mod space;
 mod streams;
@@ -33,7 +34,7 @@ struct Row {
     run: fn(&Ground, &mut Report) -> Result<()>,
 }
 
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     Row { name: "write, half compressible", run: streams::write_half },
     Row { name: "write, incompressible", run: streams::write_noise },
     Row { name: "read, cold and warm", run: streams::read },
@@ -44,6 +45,7 @@ const ROWS: [Row; 16] = [
     Row { name: "latency beside a stream", run: latency::beside_a_stream },
     Row { name: "files: create, stat, unlink", run: files::create_stat_unlink },
     Row { name: "files: read, cold", run: files::read_cold },
+    Row { name: "metadata in memory", run: metadata::in_memory },
     Row { name: "git and tar", run: programs::git_and_tar },
     Row { name: "cargo build", run: programs::cargo_build },
     Row { name: "sqlite", run: databases::sqlite },

@@ -82,19 +82,40 @@ pub fn encode_dirents(entries: &[Dirent]) -> Vec<u8> {
 /// # Errors
 /// When they are cut short or a name is too long.
 pub fn decode_dirents(value: &[u8]) -> Result<Vec<Dirent>, FormatError> {
+    let mut entries = Vec::new();
+    each_dirent(value, |(ordinal, kind), inode, name| {
+        entries.push(Dirent { ordinal, kind, inode, name: name.to_vec() });
+    })?;
+    Ok(entries)
+}
+
+/// Where a name leads, among the entries that share its hash.
+///
+/// # Errors
+/// As [`decode_dirents`], whichever entry is the bad one.
+pub fn find_dirent(value: &[u8], name: &[u8]) -> Result<Option<InodeId>, FormatError> {
+    let mut found = None;
+    each_dirent(value, |_, inode, other| {
+        if other == name {
+            found = found.or(Some(inode));
+        }
+    })?;
+    Ok(found)
+}
+
+fn each_dirent(value: &[u8], mut see: impl FnMut((u8, u8), InodeId, &[u8])) -> Result<(), FormatError> {
     const WHAT: &str = "directory entries";
     let mut reader = Reader::new(WHAT, unwrap(value)?);
-    let mut entries = Vec::new();
     while !reader.is_empty() {
-        let (ordinal, kind) = (reader.u8()?, reader.u8()?);
+        let numbers = (reader.u8()?, reader.u8()?);
         let inode = InodeId(reader.u64()?);
         let name = reader.short_bytes()?;
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(FormatError::Value { what: WHAT, field: "name", value: name.len() as u64 });
         }
-        entries.push(Dirent { ordinal, kind, inode, name: name.to_vec() });
+        see(numbers, inode, name);
     }
-    Ok(entries)
+    Ok(())
 }
 
 on_disk! {
@@ -271,7 +292,11 @@ mod tests {
         ];
         let value = encode_dirents(&entries);
         assert_eq!(decode_dirents(&value).unwrap(), entries);
-        assert!(decode_dirents(&value[..value.len() - 1]).is_err());
+        assert_eq!(find_dirent(&value, b"\xff\xfe").unwrap(), Some(InodeId(5)));
+        assert_eq!(find_dirent(&value, &[b'x'; 255]).unwrap(), Some(InodeId(6)));
+        assert_eq!(find_dirent(&value, b"x").unwrap(), None);
+        let short = &value[..value.len() - 1];
+        assert!(decode_dirents(short).is_err() && find_dirent(short, b"\xff\xfe").is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use aegisfs_format::value::{Inode, decode_dirents};
 use aegisfs_store::{View, versions};
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// The upper bits of a directory's mode in its entry.
 const DIRECTORY: u8 = 4;
@@ -78,7 +79,7 @@ impl Fs {
 
 struct Check<'a> {
     fs: &'a Fs,
-    view: View,
+    view: Arc<View>,
     report: TreeReport,
 }
 

@@ -118,7 +118,7 @@ impl Fs {
             }
         };
         let bytes = Arc::new(bytes);
-        state.leaving = Arc::clone(&bytes);
+        state.leaving = Some(Arc::clone(&bytes));
         let more = portion == Portion::Stream || state.overlay.needs_flush();
         // The size waits for the bytes that have to wait themselves.
         let size = match more {
@@ -157,7 +157,7 @@ impl Fs {
                     self.forget_leaving(file, &mut state);
                     continue;
                 }
-                let older = std::mem::take(&mut state.leaving);
+                let older = state.leaving.take().unwrap_or_default();
                 let waiting = older.waiting_bytes() + state.overlay.waiting_bytes();
                 state.overlay.put_under((*older).clone());
                 self.count_waiting(waiting, state.overlay.waiting_bytes());
@@ -212,7 +212,7 @@ impl Fs {
 
     /// Lets go of the bytes of a file that went while they were leaving.
     fn forget_leaving(&self, file: &mut Leaving<'_>, state: &mut NodeState) {
-        let gone = std::mem::take(&mut state.leaving);
+        let gone = state.leaving.take().unwrap_or_default();
         self.count_waiting(gone.waiting_bytes(), 0);
         file.promised = None;
     }
@@ -224,7 +224,7 @@ impl Fs {
             return;
         }
         state.inode.inline = file.inline;
-        let bytes = std::mem::take(&mut state.leaving);
+        let bytes = state.leaving.take().unwrap_or_default();
         let waiting = bytes.waiting_bytes() + state.overlay.waiting_bytes();
         if end < bytes.end() {
             // What is behind a stream is younger than what has left.

@@ -10,7 +10,7 @@ use crate::table::Table as Nodes;
 use aegisfs_base::{BranchId, Clock, InodeId, Timestamp};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
-use aegisfs_format::value::{self, Dirent, Inode, decode_dirents};
+use aegisfs_format::value::{self, Dirent, Inode, decode_dirents, find_dirent};
 use aegisfs_pool::Pool;
 use aegisfs_store::{Committed, Effects, Store, StoreError, versions};
 use parking_lot::{Condvar, Mutex};
@@ -223,8 +223,9 @@ impl Fs {
             return Ok(node);
         }
         let view = self.store.head_view(HEAD)?;
-        let stored = versions::visible(&self.store.view(), Table::Inode, &key::inode(id), &view)?;
-        let inode = Inode::decode(&stored.ok_or(FsError::NotFound)?)?;
+        let (tables, stem) = (self.store.view(), key::inode(id));
+        let stored = versions::visible_with(&tables, Table::Inode, &stem, &view, Inode::decode)?;
+        let inode = stored.ok_or(FsError::NotFound)??;
         // Orphans with users stay in memory. Others only wait to be reaped, with what the log has of them.
         if inode.nlink == 0 {
             return Err(FsError::NotFound);
@@ -289,10 +290,23 @@ impl Fs {
         Ok(stored.map_or(Ok(Vec::new()), |stored| decode_dirents(&stored))?)
     }
 
-    /// The entry with a name.
-    pub(crate) fn find_entry(&self, parent: InodeId, name: &[u8]) -> Result<Option<Dirent>, FsError> {
-        let bucket = self.bucket(parent, self.hasher.hash(name))?;
-        Ok(bucket.into_iter().find(|entry| entry.name == name))
+    /// What a name leads to.
+    pub(crate) fn find_entry(&self, parent: InodeId, name: &[u8]) -> Result<Option<InodeId>, FsError> {
+        self.find_hashed(parent, name, self.hasher.hash(name))
+    }
+
+    /// The same for whoever knows the name's hash.
+    pub(crate) fn find_hashed(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        hash: u64,
+    ) -> Result<Option<InodeId>, FsError> {
+        let view = self.store.head_view(HEAD)?;
+        let (tables, stem) = (self.store.view(), key::dirent(parent, hash));
+        let find = |stored: &[u8]| find_dirent(stored, name);
+        let found = versions::visible_with(&tables, Table::Dirent, &stem, &view, find)?;
+        Ok(found.transpose()?.flatten())
     }
 
     /// What a caller sees of a node.
@@ -344,7 +358,7 @@ pub(crate) fn note_allocated(id: InodeId, state: &mut NodeState, effects: &Effec
 
 pub(crate) fn attributes(id: InodeId, state: &NodeState) -> Attributes {
     // Bytes on their way may lie over stored ones; a file never takes more than it is long, though.
-    let waiting = state.overlay.bytes() + state.leaving.bytes();
+    let waiting = state.overlay.bytes() + state.leaving().bytes();
     let length = state.inode.size.next_multiple_of(4096);
     let allocated =
         if waiting > 0 { (state.inode.allocated + waiting).min(length) } else { state.inode.allocated };

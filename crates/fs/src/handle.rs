@@ -4,7 +4,7 @@ use crate::FsError;
 use crate::fs::Fs;
 use crate::locks::{self, CountedMutex};
 use crate::node::Node;
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

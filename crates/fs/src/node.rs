@@ -7,8 +7,8 @@ use aegisfs_base::{InodeId, Sequence};
 use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, Store};
 use parking_lot::Mutex;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 /// File type bits of `st_mode`.
@@ -43,7 +43,7 @@ pub(crate) struct NodeState {
     /// Bytes over what is stored.
     pub(crate) overlay: Overlay,
     /// Bytes on their way into rows; still over what is stored, under `overlay`.
-    pub(crate) leaving: Arc<Overlay>,
+    pub(crate) leaving: Option<Arc<Overlay>>,
     /// The last change of this node that passed the sequencer.
     pub(crate) last: Sequence,
     /// The last change that put bytes of this node into the log.
@@ -85,6 +85,12 @@ impl Node {
 }
 
 impl NodeState {
+    /// Bytes on their way into rows.
+    pub(crate) fn leaving(&self) -> &Overlay {
+        static NOTHING: LazyLock<Overlay> = LazyLock::new(Overlay::default);
+        self.leaving.as_deref().unwrap_or(&NOTHING)
+    }
+
     pub(crate) fn is_directory(&self) -> bool {
         self.inode.mode & S_IFMT == S_IFDIR
     }
@@ -109,12 +115,12 @@ impl NodeState {
 
     /// Whether the metadata lacks something of it.
     pub(crate) fn is_dirty(&self) -> bool {
-        !self.dead && (self.attributes_dirty || self.overlay.needs_flush() || !self.leaving.is_empty())
+        !self.dead && (self.attributes_dirty || self.overlay.needs_flush() || !self.leaving().is_empty())
     }
 
     /// The size that the metadata may claim: it waits for bytes that are only here.
     pub(crate) fn claimable_size(&self) -> u64 {
-        let waiting = self.overlay.new_bytes() > 0 || !self.leaving.is_empty();
+        let waiting = self.overlay.new_bytes() > 0 || !self.leaving().is_empty();
         if waiting && self.is_regular() { self.committed_size.min(self.inode.size) } else { self.inode.size }
     }
 

@@ -90,9 +90,7 @@ impl Fs {
     /// The operation that takes a name out of a directory.
     pub(crate) fn remove_entry(&self, parent: InodeId, name: &[u8]) -> Result<Op, FsError> {
         let hash = self.hasher.hash(name);
-        let mut bucket = self.bucket(parent, hash)?;
-        bucket.retain(|entry| entry.name != name);
-        Ok(put_bucket(parent, hash, &bucket))
+        Ok(remove_from_bucket(parent, hash, self.bucket(parent, hash)?, name))
     }
 
     /// The operation that lets a name lead to another inode.
@@ -128,6 +126,12 @@ pub(crate) fn add_to_bucket(
     bucket.push(Dirent { ordinal, kind: (mode >> 12) as u8, inode, name: name.to_vec() });
     bucket.sort_by_key(|entry| entry.ordinal);
     Ok(put_bucket(parent, hash, &bucket))
+}
+
+/// The operation that takes a name out of the entries that share its hash.
+pub(crate) fn remove_from_bucket(parent: InodeId, hash: u64, mut bucket: Vec<Dirent>, name: &[u8]) -> Op {
+    bucket.retain(|entry| entry.name != name);
+    put_bucket(parent, hash, &bucket)
 }
 
 fn put_bucket(parent: InodeId, hash: u64, bucket: &[Dirent]) -> Op {

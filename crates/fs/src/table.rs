@@ -3,8 +3,8 @@
 use crate::locks::{self, CountedMutex};
 use crate::node::Node;
 use aegisfs_base::InodeId;
+use foldhash::HashMap;
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -21,6 +21,7 @@ pub(crate) struct Table {
     scanning: Mutex<()>,
 }
 
+/// Numbers are given out by us, so nobody chooses them to collide, and a quick hash does.
 #[derive(Default)]
 struct Shard {
     nodes: HashMap<InodeId, Arc<Node>>,

@@ -16,6 +16,7 @@ use aegisfs_base::{ChunkId, InodeId, SegmentId, Sequence};
 use aegisfs_format::op::{Op, Transaction};
 use aegisfs_format::value::Segment;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What followed from a transaction, for whoever keeps derived state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub struct Effects {
 /// # Errors
 /// When the tables cannot be read, or the transaction does not fit them.
 pub fn apply(tables: &mut dyn TablesMut, transaction: &Transaction) -> Result<Effects, StoreError> {
-    let head = Head::of_branch(tables, transaction.branch)?;
+    let head = tables.head(transaction.branch)?;
     if head.epoch != transaction.epoch {
         let what = format!(
             "transaction {} is of epoch {}, but branch {} is at {}",
@@ -55,7 +56,7 @@ pub fn apply(tables: &mut dyn TablesMut, transaction: &Transaction) -> Result<Ef
 /// A transaction being applied.
 struct Work<'a> {
     tables: &'a mut dyn TablesMut,
-    head: Head,
+    head: Arc<Head>,
     effects: Effects,
     references: References,
 }
@@ -63,10 +64,10 @@ struct Work<'a> {
 impl Work<'_> {
     fn apply_op(&mut self, op: &Op, sequence: Sequence) -> Result<(), StoreError> {
         match op {
-            Op::Put { table, key, value } => self.tables.put(*table, key, value.clone()),
+            Op::Put { table, key, value } => self.tables.put_copy(*table, key, value),
             Op::Delete { table, key } => self.tables.delete(*table, key),
             Op::PutVersion { table, stem, value } => {
-                versions::put_version(self.tables, &self.head, *table, stem, value.clone())?;
+                versions::put_version(self.tables, &self.head, *table, stem, value)?;
             }
             Op::RemoveVersion { table, stem } => {
                 versions::remove_version(self.tables, &self.head, *table, stem)?;

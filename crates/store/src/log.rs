@@ -160,15 +160,14 @@ impl Log {
 
     /// Which part of the ring is taken, in thousandths, queued transactions counted.
     pub(crate) fn fullness(&self) -> u64 {
-        let state = self.state.lock();
-        let used = state.next.position - state.tail + state.queued_bytes + state.queued_bytes / 4;
-        used * 1000 / self.ring.capacity()
+        self.usage().0
     }
 
-    /// Bytes of the log that the next checkpoint would let go.
-    pub(crate) fn used_bytes(&self) -> u64 {
+    /// The same, and the bytes of the log that the next checkpoint would let go.
+    pub(crate) fn usage(&self) -> (u64, u64) {
         let state = self.state.lock();
-        state.next.position - state.tail + state.queued_bytes
+        let used = state.next.position - state.tail + state.queued_bytes;
+        ((used + state.queued_bytes / 4) * 1000 / self.ring.capacity(), used)
     }
 
     pub(crate) fn queued_transactions(&self) -> usize {

@@ -1,10 +1,13 @@
 //! Changes in memory, ordered like the tables they will become.
 
+mod key;
+
 use crate::StoreError;
-use crate::tables::{Tables, TablesMut, Visit, decode_branch};
+use crate::tables::{Tables, TablesMut, Visit, read_head};
+use crate::versions::Head;
 use aegisfs_base::BranchId;
-use aegisfs_format::key::{self, Table};
-use aegisfs_format::value::Branch;
+use aegisfs_format::key::Table;
+pub(crate) use key::Key;
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
@@ -16,37 +19,54 @@ const TABLES: usize = 33;
 
 /// A changed value, or that the key is gone.
 pub(crate) type Change = Option<Arc<[u8]>>;
-type Entries = BTreeMap<Box<[u8]>, Change>;
+type Entries = BTreeMap<Key, Change>;
+
+static NO_ENTRIES: Entries = Entries::new();
 
 /// Changes since some checkpoint; absent keys are as they were there.
+///
+/// Every transaction begins with an empty one, so tables are made when something is put into them.
 #[derive(Clone, Debug)]
 pub(crate) struct Memtable {
-    tables: Vec<Entries>,
+    made: Vec<Entries>,
+    /// By the number of a table, its place among those made, or `NOT_MADE`.
+    places: [u8; TABLES],
     bytes: usize,
 }
 
+const NOT_MADE: u8 = u8::MAX;
+
 impl Default for Memtable {
     fn default() -> Self {
-        Self { tables: vec![Entries::new(); TABLES], bytes: 0 }
+        Self { made: Vec::new(), places: [NOT_MADE; TABLES], bytes: 0 }
     }
 }
 
 impl Memtable {
     pub(crate) fn table(&self, table: Table) -> &Entries {
-        &self.tables[table as usize]
+        self.made.get(usize::from(self.places[table as usize])).unwrap_or(&NO_ENTRIES)
+    }
+
+    fn table_mut(&mut self, table: usize) -> &mut Entries {
+        let place = &mut self.places[table];
+        if *place == NOT_MADE {
+            *place = self.made.len() as u8;
+            self.made.push(Entries::new());
+        }
+        &mut self.made[usize::from(*place)]
     }
 
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Option<&Change> {
-        self.tables[table as usize].get(key)
+        self.table(table).get(&Key::new(key))
     }
 
     pub(crate) fn set(&mut self, table: Table, key: &[u8], change: Change) {
-        self.set_owned(table as usize, key.into(), change);
+        self.set_owned(table as usize, Key::new(key), change);
     }
 
-    fn set_owned(&mut self, table: usize, key: Box<[u8]>, change: Change) {
+    fn set_owned(&mut self, table: usize, key: Key, change: Change) {
         let (added, length) = (change.as_ref().map_or(0, |value| value.len()), key.len());
-        match self.tables[table].insert(key, change) {
+        match self.table_mut(table).insert(key, change) {
             Some(old) => self.bytes = self.bytes + added - old.map_or(0, |value| value.len()),
             None => self.bytes += added + length + ENTRY_OVERHEAD_BYTES,
         }
@@ -58,9 +78,10 @@ impl Memtable {
     }
 
     /// Takes over everything from a later set of changes.
-    pub(crate) fn absorb(&mut self, later: Memtable) {
-        for (number, entries) in later.tables.into_iter().enumerate() {
-            for (key, change) in entries {
+    pub(crate) fn absorb(&mut self, mut later: Memtable) {
+        for number in 0..TABLES {
+            let Some(entries) = later.made.get_mut(usize::from(later.places[number])) else { continue };
+            for (key, change) in std::mem::take(entries) {
                 self.set_owned(number, key, change);
             }
         }
@@ -73,37 +94,38 @@ impl Memtable {
         start: &[u8],
         end: Option<&[u8]>,
     ) -> impl Iterator<Item = (&'a [u8], &'a Change)> + use<'a> {
-        let from = Bound::Included(start);
-        let to = end.map_or(Bound::Unbounded, Bound::Excluded);
-        let empty = end.is_some_and(|end| end <= start);
-        let range = if empty { None } else { Some(self.tables[table as usize].range::<[u8], _>((from, to))) };
+        let entries = self.table(table);
+        let empty = entries.is_empty() || end.is_some_and(|end| end <= start);
+        let bounds = || {
+            let to = end.map_or(Bound::Unbounded, |end| Bound::Excluded(Key::new(end)));
+            (Bound::Included(Key::new(start)), to)
+        };
+        let range = if empty { None } else { Some(entries.range(bounds())) };
         range.into_iter().flatten().map(|(key, change)| (&key[..], change))
     }
 }
 
-/// Visits the union of several layers of changes over a base, the first layer being the newest.
-pub(crate) fn scan_layers(
-    layers: &[&Memtable],
-    table: Table,
-    start: &[u8],
-    end: Option<&[u8]>,
+/// Visits the union of changes over a base. There may be two sets of them, the first the newer one.
+pub(crate) fn scan_layers<'a>(
+    newer: impl Iterator<Item = (&'a [u8], &'a Change)>,
+    older: impl Iterator<Item = (&'a [u8], &'a Change)>,
     base: &mut dyn FnMut(Visit<'_>) -> Result<(), StoreError>,
     visit: Visit<'_>,
 ) -> Result<(), StoreError> {
-    let mut cursors: Vec<_> = layers.iter().map(|layer| layer.range(table, start, end).peekable()).collect();
+    let (mut newer, mut older) = (newer.peekable(), older.peekable());
+    // Most of what is looked for has not changed since the last checkpoint.
+    if newer.peek().is_none() && older.peek().is_none() {
+        return base(visit);
+    }
     // Visits every layered entry below `limit`; says whether to go on.
     let mut drain = |limit: Option<&[u8]>, visit: Visit<'_>| -> (ControlFlow<()>, bool) {
         loop {
-            let next = cursors.iter_mut().filter_map(|c| c.peek().map(|(key, _)| *key)).min();
+            let next = newer.peek().into_iter().chain(older.peek()).map(|(key, _)| *key).min();
             let Some(key) = next.filter(|key| limit.is_none_or(|limit| *key <= limit)) else {
                 return (ControlFlow::Continue(()), false);
             };
-            let mut newest: Option<&Change> = None;
-            for cursor in &mut cursors {
-                if let Some((_, change)) = cursor.next_if(|(k, _)| *k == key) {
-                    newest = newest.or(Some(change));
-                }
-            }
+            let (new, old) = (newer.next_if(|(k, _)| *k == key), older.next_if(|(k, _)| *k == key));
+            let newest = new.or(old).map(|(_, change)| change);
             let covers_limit = limit == Some(key);
             if let Some(Some(value)) = newest
                 && visit(key, value).is_break()
@@ -148,11 +170,20 @@ impl Tables for Scratch<'_> {
         }
     }
 
-    fn branch(&self, branch: BranchId) -> Result<Branch, StoreError> {
-        match self.changes.get(Table::Branches, &key::branch(branch)) {
-            Some(change) => decode_branch(branch, change.as_deref()),
-            None => self.below.branch(branch),
+    fn get_with(&self, table: Table, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Result<bool, StoreError> {
+        match self.changes.get(table, key) {
+            Some(Some(value)) => visit(value),
+            Some(None) => return Ok(false),
+            None => return self.below.get_with(table, key, visit),
         }
+        Ok(true)
+    }
+
+    fn head(&self, branch: BranchId) -> Result<Arc<Head>, StoreError> {
+        if self.changes.table(Table::Branches).is_empty() {
+            return self.below.head(branch);
+        }
+        read_head(self, branch)
     }
 
     fn scan(
@@ -163,12 +194,16 @@ impl Tables for Scratch<'_> {
         visit: Visit<'_>,
     ) -> Result<(), StoreError> {
         let mut base = |visit: Visit<'_>| self.below.scan(table, start, end, visit);
-        scan_layers(&[&self.changes], table, start, end, &mut base, visit)
+        scan_layers(self.changes.range(table, start, end), std::iter::empty(), &mut base, visit)
     }
 }
 
 impl TablesMut for Scratch<'_> {
     fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
+        self.changes.set(table, key, Some(value.into()));
+    }
+
+    fn put_copy(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.changes.set(table, key, Some(value.into()));
     }
 
@@ -243,10 +278,15 @@ mod tests {
         let collect = |start: &[u8], end: Option<&[u8]>, stop: usize| {
             let mut seen = Vec::new();
             let mut below = |visit: Visit<'_>| base.scan(Table::Config, start, end, visit);
-            scan_layers(&[&newer, &older], Table::Config, start, end, &mut below, &mut |k, v| {
-                seen.push((k[0], v[0]));
-                if seen.len() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })
+            scan_layers(
+                newer.range(Table::Config, start, end),
+                older.range(Table::Config, start, end),
+                &mut below,
+                &mut |k, v| {
+                    seen.push((k[0], v[0]));
+                    if seen.len() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                },
+            )
             .unwrap();
             seen
         };

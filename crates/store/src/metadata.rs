@@ -4,36 +4,37 @@
 //! a checkpoint is moving into the database. Readers look into all three and wait for neither.
 
 use crate::StoreError;
-use crate::memtable::{Change, Memtable, scan_layers};
-use crate::tables::{Tables, Visit, decode_branch};
+use crate::memtable::{Change, Key, Memtable, scan_layers};
+use crate::tables::{Tables, Visit, read_head};
+use crate::versions::Head;
 use aegisfs_base::{BranchId, ChunkId};
 use aegisfs_format::descriptor::{DESCRIPTORS_PER_GROUP, Descriptor, DescriptorGroup};
 use aegisfs_format::key::{self, Table};
-use aegisfs_format::value::Branch;
 use aegisfs_kv::{KvSnapshot, OrderedKv, TableId};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Changes copied out under the lock at a time; longer scans take it again.
 const SCAN_BATCH: usize = 512;
-/// Branches kept at hand.
-const BRANCHES_KNOWN_MAX: usize = 256;
+/// Heads kept at hand.
+const HEADS_KNOWN_MAX: usize = 256;
 
 /// The database and the changes since its last commit.
 pub(crate) struct Metadata {
     pub(crate) kv: Box<dyn OrderedKv>,
     layers: RwLock<Layers>,
-    branches: Mutex<KnownBranches>,
+    heads: RwLock<KnownHeads>,
 }
 
-/// Branches read before, until one of them changes.
+/// Heads put together before, until a branch changes.
 #[derive(Default)]
-struct KnownBranches {
+struct KnownHeads {
     /// How often that happened; what was read meanwhile may be old.
     changes: u64,
-    known: BTreeMap<BranchId, Branch>,
+    known: BTreeMap<BranchId, Arc<Head>>,
 }
 
 struct Layers {
@@ -58,7 +59,7 @@ impl Metadata {
         Ok(Self {
             kv,
             layers: RwLock::new(Layers { active: Memtable::default(), frozen: None, base }),
-            branches: Mutex::default(),
+            heads: RwLock::default(),
         })
     }
 
@@ -69,11 +70,12 @@ impl Metadata {
     /// Takes over a transaction's changes. Only the sequencer calls this.
     pub(crate) fn absorb(&self, changes: Memtable) {
         let branch_changed = !changes.table(Table::Branches).is_empty();
+        // Held throughout: else somebody who has seen the change could be shown an older head once more.
+        let mut heads = branch_changed.then(|| self.heads.write());
         self.layers.write().active.absorb(changes);
-        if branch_changed {
-            let mut branches = self.branches.lock();
-            branches.changes += 1;
-            branches.known.clear();
+        if let Some(heads) = &mut heads {
+            heads.changes += 1;
+            heads.known.clear();
         }
     }
 
@@ -152,28 +154,69 @@ impl Metadata {
         Ok(())
     }
 
+    /// A head that is known, or else what `read` finds; that is kept unless a branch has changed meanwhile.
+    fn head(
+        &self,
+        branch: BranchId,
+        read: impl FnOnce() -> Result<Arc<Head>, StoreError>,
+    ) -> Result<Arc<Head>, StoreError> {
+        let changes = {
+            let heads = self.heads.read();
+            if let Some(known) = heads.known.get(&branch) {
+                return Ok(Arc::clone(known));
+            }
+            heads.changes
+        };
+        let found = read()?;
+        let mut heads = self.heads.write();
+        if heads.changes == changes && heads.known.len() < HEADS_KNOWN_MAX {
+            heads.known.insert(branch, Arc::clone(&found));
+        }
+        Ok(found)
+    }
+
     /// The changes of a range, newest layer first, up to [`SCAN_BATCH`] of the active ones; then the key
     /// from which a further batch has to be taken.
     fn layers(&self, table: Table, start: &[u8], end: Option<&[u8]>) -> Batch {
         let layers = self.layers.read();
-        let mut active = Memtable::default();
+        let mut active = Vec::new();
         let mut rest = None;
-        for (count, (key, change)) in layers.active.range(table, start, end).enumerate() {
-            if count == SCAN_BATCH {
+        for (key, change) in layers.active.range(table, start, end) {
+            if active.len() == SCAN_BATCH {
                 rest = Some(key.to_vec());
                 break;
             }
-            active.set(table, key, change.clone());
+            active.push((Key::new(key), change.clone()));
         }
         Batch { active, frozen: layers.frozen.clone(), base: Arc::clone(&layers.base), rest }
+    }
+
+    /// The last change of a key, or else where it has to be looked for.
+    fn change(&self, table: Table, key: &[u8]) -> Found {
+        let (frozen, base) = {
+            let layers = self.layers.read();
+            if let Some(change) = layers.active.get(table, key) {
+                return Found::Change(change.clone());
+            }
+            (layers.frozen.clone(), Arc::clone(&layers.base))
+        };
+        match frozen.as_ref().and_then(|frozen| frozen.get(table, key)) {
+            Some(change) => Found::Change(change.clone()),
+            None => Found::Unchanged(base),
+        }
     }
 }
 
 struct Batch {
-    active: Memtable,
+    active: Vec<(Key, Change)>,
     frozen: Option<Arc<Memtable>>,
     base: Arc<dyn KvSnapshot>,
     rest: Option<Vec<u8>>,
+}
+
+enum Found {
+    Change(Change),
+    Unchanged(Arc<dyn KvSnapshot>),
 }
 
 fn chunk_of(key: &[u8]) -> Result<ChunkId, StoreError> {
@@ -182,16 +225,25 @@ fn chunk_of(key: &[u8]) -> Result<ChunkId, StoreError> {
         .ok_or_else(|| StoreError::Inconsistent { what: "a chunk key is too short".into() })
 }
 
-fn base_get(base: &dyn KvSnapshot, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+fn base_get_with(
+    base: &dyn KvSnapshot,
+    table: Table,
+    key: &[u8],
+    visit: &mut dyn FnMut(&[u8]),
+) -> Result<bool, StoreError> {
     if table != Table::Chunks {
-        return Ok(base.get(table_id(table), key)?);
+        return Ok(base.get_with(table_id(table), key, visit)?);
     }
     let chunk = chunk_of(key)?;
     let mut found = Ok(None);
     base.get_with(table_id(table), &key::chunk_group(chunk), &mut |group| {
         found = DescriptorGroup::decode_one(group, chunk.0);
     })?;
-    Ok(found?.map(|descriptor| descriptor.encode().to_vec()))
+    let found = found?;
+    if let Some(descriptor) = &found {
+        visit(&descriptor.encode());
+    }
+    Ok(found.is_some())
 }
 
 fn base_scan(
@@ -232,33 +284,22 @@ fn base_scan(
 
 impl Tables for MetaView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let (frozen, base) = {
-            let layers = self.metadata.layers.read();
-            if let Some(change) = layers.active.get(table, key) {
-                return Ok(change.as_ref().map(|value| value.to_vec()));
-            }
-            (layers.frozen.clone(), Arc::clone(&layers.base))
-        };
-        if let Some(change) = frozen.as_ref().and_then(|frozen| frozen.get(table, key)) {
-            return Ok(change.as_ref().map(|value| value.to_vec()));
-        }
-        base_get(&*base, table, key)
+        let mut copy = None;
+        self.get_with(table, key, &mut |value| copy = Some(value.to_vec()))?;
+        Ok(copy)
     }
 
-    fn branch(&self, branch: BranchId) -> Result<Branch, StoreError> {
-        let changes = {
-            let branches = self.metadata.branches.lock();
-            if let Some(known) = branches.known.get(&branch) {
-                return Ok(known.clone());
-            }
-            branches.changes
-        };
-        let found = decode_branch(branch, self.get(Table::Branches, &key::branch(branch))?.as_deref())?;
-        let mut branches = self.metadata.branches.lock();
-        if branches.changes == changes && branches.known.len() < BRANCHES_KNOWN_MAX {
-            branches.known.insert(branch, found.clone());
+    fn get_with(&self, table: Table, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Result<bool, StoreError> {
+        match self.metadata.change(table, key) {
+            Found::Change(Some(value)) => visit(&value),
+            Found::Change(None) => return Ok(false),
+            Found::Unchanged(base) => return base_get_with(&*base, table, key, visit),
         }
-        Ok(found)
+        Ok(true)
+    }
+
+    fn head(&self, branch: BranchId) -> Result<Arc<Head>, StoreError> {
+        self.metadata.head(branch, || read_head(self, branch))
     }
 
     fn scan(
@@ -268,24 +309,27 @@ impl Tables for MetaView<'_> {
         end: Option<&[u8]>,
         visit: Visit<'_>,
     ) -> Result<(), StoreError> {
-        let mut start = start.to_vec();
+        let mut at = Cow::Borrowed(start);
         loop {
-            let batch = self.metadata.layers(table, &start, end);
+            let batch = self.metadata.layers(table, &at, end);
             let stop = batch.rest.as_deref().or(end);
-            let mut layers = vec![&batch.active];
-            layers.extend(batch.frozen.as_deref());
+            let active = batch.active.iter().map(|(key, change)| (&**key, change));
+            let frozen = batch.frozen.as_deref().map(|frozen| frozen.range(table, &at, stop));
+            let mut base = |visit: Visit<'_>| base_scan(&*batch.base, table, &at, stop, visit);
             let mut stopped = false;
             let mut watch = |key: &[u8], value: &[u8]| {
                 let flow = visit(key, value);
                 stopped = flow.is_break();
                 flow
             };
-            let mut base = |visit: Visit<'_>| base_scan(&*batch.base, table, &start, stop, visit);
-            scan_layers(&layers, table, &start, stop, &mut base, &mut watch)?;
+            scan_layers(active, frozen.into_iter().flatten(), &mut base, &mut watch)?;
             match batch.rest {
-                Some(rest) if !stopped => start = rest,
+                Some(rest) if !stopped => at = Cow::Owned(rest),
                 _ => return Ok(()),
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

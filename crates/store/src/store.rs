@@ -2,6 +2,7 @@
 
 mod counters;
 mod ids;
+mod last;
 
 use crate::apply::{Effects, apply};
 use crate::dedup::Dedup;
@@ -12,15 +13,17 @@ use crate::read::FrameCache;
 use crate::recovery::Torn;
 use crate::segments::Segments;
 use crate::space::SpaceBook;
-use crate::versions::{self, View};
+use crate::tables::Tables;
+use crate::versions::View;
 use crate::{StoreError, ingest};
-use aegisfs_base::{BranchId, Clock, EpochId, InodeId, SegmentId, Sequence};
+use aegisfs_base::{BranchId, Clock, InodeId, SegmentId, Sequence};
 use aegisfs_chunk::Compression;
 use aegisfs_format::log::RowDependency;
 use aegisfs_format::op::{Op, Transaction};
 use aegisfs_pool::{Placement, Pool, ReadBack};
 pub use counters::Counters;
 pub(crate) use ids::{Ids, id_limits};
+use last::Last;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -87,8 +90,8 @@ pub struct Committed {
 
 /// The object store on a pool.
 ///
-/// Lock order: a segment's or the ingest order's lock, then `sequencer`, then the metadata's layers, the
-/// log's state, the pool's slots. `checkpointing` comes before `sequencer` and is held across I/O.
+/// Lock order: a segment's or the ingest order's lock, then `sequencer`, then the metadata's heads,
+/// its layers, the log's state, the pool's slots. `checkpointing` comes before `sequencer` and is held across I/O.
 pub struct Store {
     pub(crate) pool: Arc<Pool>,
     pub(crate) metadata: Metadata,
@@ -103,6 +106,7 @@ pub struct Store {
     pub(crate) clock: Arc<dyn Clock>,
     database: Arc<aegisfs_pool::Database>,
     sequencer: Mutex<Sequencer>,
+    last: Last,
     pub(crate) checkpointing: Mutex<()>,
     poison: OnceLock<String>,
     read_only: AtomicBool,
@@ -159,6 +163,7 @@ impl Store {
             clock,
             database: parts.database,
             sequencer: Mutex::new(Sequencer { last: parts.last, freed: parts.freed }),
+            last: Last::new(parts.last),
             checkpointing: Mutex::new(()),
             poison: OnceLock::new(),
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
@@ -213,10 +218,8 @@ impl Store {
     ///
     /// # Errors
     /// When the branch cannot be read.
-    pub fn head_view(&self, branch: BranchId) -> Result<View, StoreError> {
-        let view = self.view();
-        let head = versions::read_branch(&view, branch)?.head;
-        View::of_branch(&view, branch, head)
+    pub fn head_view(&self, branch: BranchId) -> Result<Arc<View>, StoreError> {
+        Ok(Arc::clone(&self.view().head(branch)?.view))
     }
 
     /// A new inode number; never given out before.
@@ -229,7 +232,7 @@ impl Store {
 
     /// The sequence of the last change.
     pub fn last_sequence(&self) -> Sequence {
-        self.lock_sequencer().last
+        self.last.settled().unwrap_or_else(|| self.lock_sequencer().last)
     }
 
     /// The highest sequence known to be on stable storage.
@@ -251,23 +254,25 @@ impl Store {
     ) -> Result<Committed, StoreError> {
         self.check_writable()?;
         self.wait_for_log_room()?;
+        let mut body = Vec::with_capacity(512);
         let mut sequencer = self.lock_sequencer();
         let sequence = sequencer.last.next();
         let view = self.metadata.view();
-        let epoch = self.head_epoch(branch)?;
+        let epoch = view.head(branch)?.epoch;
         let transaction = Transaction { sequence, branch, epoch, ops };
         let mut scratch = Scratch::new(&view);
         let effects = apply(&mut scratch, &transaction)?;
-        let mut body = Vec::with_capacity(512);
         transaction.encode(&mut body);
         let room = rows.len() * size_of::<RowDependency>();
         if body.len() + room > self.log.body_bytes_max() {
             return Err(StoreError::TooLarge { bytes: body.len() + room, max: self.log.body_bytes_max() });
         }
         sequencer.last = sequence;
+        self.last.will_be_seen(sequence);
         let changes = scratch.changes;
         self.metadata.absorb(changes);
         let queued = self.log.append(sequence, body, rows);
+        self.last.queued(sequence);
         self.note_effects(&effects, &mut sequencer.freed);
         drop(sequencer);
         if self.dozing.load(Ordering::Acquire) || queued == self.log_transactions.load(Ordering::Relaxed) {
@@ -282,10 +287,6 @@ impl Store {
             self.counters.sequencer_waits.fetch_add(1, Ordering::Relaxed);
             self.sequencer.lock()
         })
-    }
-
-    fn head_epoch(&self, branch: BranchId) -> Result<EpochId, StoreError> {
-        Ok(versions::read_branch(&self.metadata.view(), branch)?.head)
     }
 
     /// Keeps derived state in step with a transaction.
@@ -368,8 +369,9 @@ impl Store {
 
     /// Whether a checkpoint is due by what has piled up.
     pub(crate) fn checkpoint_due(&self) -> bool {
-        self.log.fullness() > LOG_CHECKPOINT_AT
-            || self.log.used_bytes() > LOG_CHECKPOINT_BYTES
+        let (fullness, used_bytes) = self.log.usage();
+        fullness > LOG_CHECKPOINT_AT
+            || used_bytes > LOG_CHECKPOINT_BYTES
             || self.metadata.active_bytes() > MEMTABLE_CHECKPOINT_BYTES
     }
 
@@ -429,7 +431,10 @@ impl Store {
 
     /// Sets the last sequence at the end of recovery.
     pub(crate) fn set_last(&self, last: Sequence) {
-        self.lock_sequencer().last = last;
+        let mut sequencer = self.lock_sequencer();
+        sequencer.last = last;
+        self.last.will_be_seen(last);
+        self.last.queued(last);
     }
 
     /// Which segment holds how many live bytes; for tests and reports.
@@ -437,7 +442,6 @@ impl Store {
     /// # Errors
     /// When the metadata cannot be read.
     pub fn segment_account(&self, segment: SegmentId) -> Result<Option<(u64, u64)>, StoreError> {
-        use crate::tables::Tables;
         let key = aegisfs_format::key::segment(segment);
         let stored = self.view().get(aegisfs_format::key::Table::Segments, &key)?;
         let segment = stored.map(|s| aegisfs_format::value::Segment::decode(&s)).transpose()?;

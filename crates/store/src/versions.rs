@@ -23,6 +23,7 @@ use aegisfs_format::extent::{EXTENT_REF_BYTES, ExtentRef};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::{self, Branch, TOMBSTONE, first_epoch, is_tombstone};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Marks a note in `superseded` as being of a key version rather than of a reference.
 const NOTE_VERSION: u8 = 0;
@@ -45,11 +46,15 @@ impl View {
     ///
     /// # Errors
     /// When a branch on the way is missing or unreadable.
-    pub fn of_branch(tables: &dyn Tables, branch: BranchId, up_to: EpochId) -> Result<Self, StoreError> {
+    pub fn of_branch<T: Tables + ?Sized>(
+        tables: &T,
+        branch: BranchId,
+        up_to: EpochId,
+    ) -> Result<Self, StoreError> {
         let mut intervals = Vec::new();
         let mut next = Some((branch, up_to));
         while let Some((branch, last)) = next {
-            let found = read_branch(tables, branch)?;
+            let found = tables.branch(branch)?;
             if last < found.first {
                 let what = format!("branch {branch} is asked for epoch {last}, before its first");
                 return Err(StoreError::Inconsistent { what });
@@ -107,7 +112,7 @@ pub struct Head {
     /// What was written up to here is seen by a snapshot or fork and must be kept.
     pub pinned: Option<EpochId>,
     /// What the head sees.
-    pub view: View,
+    pub view: Arc<View>,
 }
 
 impl Head {
@@ -115,8 +120,8 @@ impl Head {
     ///
     /// # Errors
     /// When the branch is missing, closed or unreadable.
-    pub fn of_branch(tables: &dyn Tables, branch: BranchId) -> Result<Self, StoreError> {
-        let found = read_branch(tables, branch)?;
+    pub fn of_branch<T: Tables + ?Sized>(tables: &T, branch: BranchId) -> Result<Self, StoreError> {
+        let found = tables.branch(branch)?;
         if found.is_closed() {
             return Err(StoreError::Inconsistent { what: format!("branch {branch} is closed") });
         }
@@ -124,7 +129,7 @@ impl Head {
         if let Some((origin, up_to)) = found.origin {
             view.intervals.extend(View::of_branch(tables, origin, up_to)?.intervals);
         }
-        Ok(Self { branch, first: found.first, epoch: found.head, pinned: found.pinned, view })
+        Ok(Self { branch, first: found.first, epoch: found.head, pinned: found.pinned, view: Arc::new(view) })
     }
 
     /// Whether something born in this epoch is seen by a snapshot or fork.
@@ -146,22 +151,36 @@ pub fn newest_version(
     stem: &[u8],
     view: &View,
 ) -> Result<Option<Version>, StoreError> {
+    let mut copy = Vec::new();
+    let epoch = show_newest(tables, table, stem, view, &mut |value| copy = value.to_vec())?;
+    Ok(epoch.map(|epoch| (epoch, copy)))
+}
+
+/// Shows the value of the newest version that a view sees, tombstones included; returns its epoch.
+fn show_newest(
+    tables: &dyn Tables,
+    table: Table,
+    stem: &[u8],
+    view: &View,
+    show: &mut dyn FnMut(&[u8]),
+) -> Result<Option<EpochId>, StoreError> {
     let newest = view.newest();
     // What is written often was last written in this very epoch, and to look up is cheaper than to search.
-    if let Some(value) = tables.get(table, &key::versioned(stem, newest))? {
-        return Ok(Some((newest, value)));
+    if tables.get_with(table, &key::versioned(stem, newest), show)? {
+        return Ok(Some(newest));
     }
-    newest_version_before(tables, table, stem, view, newest)
+    show_newest_before(tables, table, stem, view, newest, show)
 }
 
 /// The same, but only versions older than an epoch.
-pub(crate) fn newest_version_before(
+fn show_newest_before(
     tables: &dyn Tables,
     table: Table,
     stem: &[u8],
     view: &View,
     before: EpochId,
-) -> Result<Option<Version>, StoreError> {
+    show: &mut dyn FnMut(&[u8]),
+) -> Result<Option<EpochId>, StoreError> {
     let below = |epoch: EpochId| view.newest_from(EpochId(epoch.0.saturating_sub(1)));
     let mut next = below(before);
     while let Some(newest) = next {
@@ -175,7 +194,8 @@ pub(crate) fn newest_version_before(
                 return ControlFlow::Continue(());
             }
             if view.contains(epoch) {
-                found = Some((epoch, value.to_vec()));
+                found = Some(epoch);
+                show(value);
             } else {
                 foreign = Some(epoch);
             }
@@ -200,8 +220,25 @@ pub fn visible(
     stem: &[u8],
     view: &View,
 ) -> Result<Option<Vec<u8>>, StoreError> {
-    let version = newest_version(tables, table, stem, view)?;
-    Ok(version.map(|(_, value)| value).filter(|value| !is_tombstone(value)))
+    visible_with(tables, table, stem, view, <[u8]>::to_vec)
+}
+
+/// The same for whoever takes from the value what is needed and copies nothing else.
+///
+/// # Errors
+/// When the storage below fails.
+pub fn visible_with<T>(
+    tables: &dyn Tables,
+    table: Table,
+    stem: &[u8],
+    view: &View,
+    read: impl Fn(&[u8]) -> T,
+) -> Result<Option<T>, StoreError> {
+    let mut found = None;
+    show_newest(tables, table, stem, view, &mut |value| {
+        found = (!is_tombstone(value)).then(|| read(value));
+    })?;
+    Ok(found)
 }
 
 /// Visits what a view sees of the stems from `start` to before `end`, in order.
@@ -237,6 +274,12 @@ pub fn scan_visible(
 /// tombstone.
 pub(crate) type Before = Option<(EpochId, bool)>;
 
+fn find_before(tables: &dyn Tables, head: &Head, table: Table, stem: &[u8]) -> Result<Before, StoreError> {
+    let mut gone = false;
+    let epoch = show_newest(tables, table, stem, &head.view, &mut |old| gone = is_tombstone(old))?;
+    Ok(epoch.map(|epoch| (epoch, gone)))
+}
+
 /// Sets a stem at the head.
 ///
 /// # Errors
@@ -246,10 +289,9 @@ pub fn put_version(
     head: &Head,
     table: Table,
     stem: &[u8],
-    value: Vec<u8>,
+    value: &[u8],
 ) -> Result<(), StoreError> {
-    let newest = newest_version(tables, table, stem, &head.view)?;
-    let before = newest.map(|(epoch, old)| (epoch, is_tombstone(&old)));
+    let before = find_before(tables, head, table, stem)?;
     put_over(tables, head, table, stem, before, value);
     Ok(())
 }
@@ -261,7 +303,7 @@ pub(crate) fn put_over(
     table: Table,
     stem: &[u8],
     before: Before,
-    value: Vec<u8>,
+    value: &[u8],
 ) {
     let epoch = match before {
         Some((epoch, _)) if !head.is_pinned(epoch) => epoch,
@@ -273,7 +315,7 @@ pub(crate) fn put_over(
             head.epoch
         }
     };
-    tables.put(table, &key::versioned(stem, epoch), value);
+    tables.put_copy(table, &key::versioned(stem, epoch), value);
 }
 
 /// Removes a stem at the head; says whether it was there.
@@ -286,8 +328,7 @@ pub fn remove_version(
     table: Table,
     stem: &[u8],
 ) -> Result<bool, StoreError> {
-    let newest = newest_version(tables, table, stem, &head.view)?;
-    let before = newest.map(|(epoch, old)| (epoch, is_tombstone(&old)));
+    let before = find_before(tables, head, table, stem)?;
     remove_over(tables, head, table, stem, before)
 }
 
@@ -301,7 +342,7 @@ pub(crate) fn remove_over(
 ) -> Result<bool, StoreError> {
     let Some((epoch, false)) = before else { return Ok(false) };
     if head.is_pinned(epoch) {
-        put_over(tables, head, table, stem, before, TOMBSTONE.to_vec());
+        put_over(tables, head, table, stem, before, &TOMBSTONE);
     } else if has_value_under(tables, &head.view, table, stem, epoch)? {
         // What is under it must not come to light.
         tables.put(table, &key::versioned(stem, epoch), TOMBSTONE.to_vec());
@@ -322,8 +363,9 @@ pub(crate) fn has_value_under(
     if epoch == view.oldest() {
         return Ok(false);
     }
-    let under = newest_version_before(tables, table, stem, view, epoch)?;
-    Ok(under.is_some_and(|(_, value)| !is_tombstone(&value)))
+    let mut value_under = false;
+    show_newest_before(tables, table, stem, view, epoch, &mut |value| value_under = !is_tombstone(value))?;
+    Ok(value_under)
 }
 
 /// Whether `changed` has notes of an epoch.

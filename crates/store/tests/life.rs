@@ -6,7 +6,7 @@ use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::Inode;
 use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
-use aegisfs_store::{Piece, Store, StoreError, StoreOptions, create, open, versions};
+use aegisfs_store::{Piece, Store, StoreError, StoreOptions, Tables, create, open, versions};
 use std::sync::Arc;
 
 const HEAD: BranchId = BranchId(0);
@@ -183,4 +183,32 @@ impl Settle for Store {
         self.close().unwrap();
         self.checkpoint().unwrap();
     }
+}
+
+/// Who has seen a change and then asks how far to sync is told of no earlier one, and never before the sync
+/// can reach it.
+#[test]
+fn a_change_that_was_seen_is_durable_after_a_sync_to_the_last_one() {
+    const CHANGES: u64 = 5000;
+    let rng = SeededRng::new(6);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let put = |sequence: u64| {
+        let value = sequence.to_be_bytes().to_vec();
+        let op = Op::Put { table: Table::Config, key: b"seen".to_vec(), value };
+        assert_eq!(store.commit(HEAD, vec![op], Vec::new()).unwrap().sequence.0, sequence);
+    };
+    let first = store.last_sequence().0 + 1;
+    put(first);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| (first + 1..first + CHANGES).for_each(put));
+        while !writer.is_finished() {
+            let stored = store.view().get(Table::Config, b"seen").unwrap().unwrap();
+            let seen = Sequence(u64::from_be_bytes(stored.try_into().unwrap()));
+            let last = store.last_sequence();
+            assert!(last >= seen, "{seen} was seen before {last}");
+            store.sync_to(last).unwrap();
+            assert!(store.durable_sequence() >= last, "{last} cannot be made durable yet");
+        }
+    });
 }

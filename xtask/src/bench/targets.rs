@@ -332,7 +332,7 @@ fn stop_server(pid_file: &Path) {
 /// measures the other way.
 pub(super) fn has_rings() -> bool {
     let unwanted = std::env::var("AEGISFS_BENCH_IO_URING").is_ok_and(|word| word == "off");
-    !unwanted && fs::write("/sys/module/fuse/parameters/enable_uring", "Y").is_ok()
+    !unwanted && fs::write(crate::programs::RINGS_SWITCH, "Y").is_ok()
 }
 
 fn is_mounted(mnt: &str) -> bool {

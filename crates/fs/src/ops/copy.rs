@@ -82,8 +82,9 @@ impl Fs {
         let flushing = target.flushing.lock();
         let mut locked = super::Locked::new(&[source, target]);
         let from_memory = locked.get(source.id);
-        let waiting =
-            from_memory.overlay.needs_flush() || !from_memory.leaving.is_empty() || from_memory.inode.inline;
+        let waiting = from_memory.overlay.needs_flush()
+            || !from_memory.leaving().is_empty()
+            || from_memory.inode.inline;
         let beside = locked.get(target.id);
         let waiting = waiting || beside.inode.inline && !beside.overlay.is_empty();
         if waiting || !locked.all_alive() {

@@ -28,7 +28,7 @@ impl Fs {
         let directory = self.directory(parent)?;
         let id = match name {
             b".." => directory.state.read().inode.parent,
-            _ => self.find_entry(parent, name)?.ok_or(FsError::NotFound)?.inode,
+            _ => self.find_entry(parent, name)?.ok_or(FsError::NotFound)?,
         };
         Ok(self.attributes_of(&*self.node(id)?))
     }

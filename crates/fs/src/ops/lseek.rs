@@ -28,7 +28,7 @@ impl Fs {
             return Err(FsError::NoData);
         }
         let mut covered = Ranges::default();
-        for overlay in [&state.overlay, &*state.leaving] {
+        for overlay in [&state.overlay, state.leaving()] {
             for (from, to) in overlay.ranges().iter() {
                 covered.add(from, to);
             }

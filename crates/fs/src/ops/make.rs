@@ -48,6 +48,17 @@ impl Fs {
         kind: Kind<'_>,
         options: &MakeOptions,
     ) -> Result<Attributes, FsError> {
+        Ok(self.make_node(parent, name, kind, options)?.0)
+    }
+
+    /// The same for whoever goes on with the node.
+    pub(super) fn make_node(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        kind: Kind<'_>,
+        options: &MakeOptions,
+    ) -> Result<(Attributes, Arc<Node>), FsError> {
         name::check_new(name)?;
         let directory = self.directory(parent)?;
         self.store.check_writable()?;
@@ -95,10 +106,10 @@ impl Fs {
         note_commit(id, &mut child, &committed);
         let made = attributes(id, &child);
         self.nodes.looked_up(id);
-        self.nodes.insert(Arc::new(Node::new(id, child)));
+        let node = self.nodes.insert(Arc::new(Node::new(id, child)));
         drop(locked);
         self.sync_if_asked(&directory).inspect_err(|_| self.forget(id, 1))?;
-        Ok(made)
+        Ok((made, node))
     }
 
     /// Makes a file without a name, which goes unless it is given one.

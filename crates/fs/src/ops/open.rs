@@ -4,9 +4,10 @@ use super::make::{Kind, MakeOptions};
 use crate::FsError;
 use crate::fs::{Attributes, Fs, attributes};
 use crate::handle::{Access, HandleId};
-use crate::node::NodeState;
+use crate::node::{Node, NodeState};
 use aegisfs_base::InodeId;
 use aegisfs_format::value::Inode;
+use std::sync::Arc;
 
 impl Fs {
     /// Opens a file or directory.
@@ -27,7 +28,10 @@ impl Fs {
     /// # Errors
     /// `NotFound`, `NotPermitted` where flags forbid it, or a fault.
     pub fn open_to_write(&self, id: InodeId, appends: bool) -> Result<(HandleId, bool), FsError> {
-        let node = self.node(id)?;
+        self.open_node_to_write(&self.node(id)?, appends)
+    }
+
+    fn open_node_to_write(&self, node: &Arc<Node>, appends: bool) -> Result<(HandleId, bool), FsError> {
         let mut state = node.state.write();
         if state.dead {
             return Err(FsError::NotFound);
@@ -39,13 +43,13 @@ impl Fs {
         }
         if state.inode.has_any(Inode::APPEND_ONLY) {
             drop(state);
-            return Ok((self.handles.open(node, Access::Appends), false));
+            return Ok((self.handles.open(Arc::clone(node), Access::Appends), false));
         }
         let cached = u32::from(self.options.kernel_caches);
         state.writers += 1;
-        let changed = changes_looks(id, &mut state, |state| state.cached_writers += cached);
+        let changed = changes_looks(node.id, &mut state, |state| state.cached_writers += cached);
         drop(state);
-        Ok((self.handles.open(node, Access::Writes), changed))
+        Ok((self.handles.open(Arc::clone(node), Access::Writes), changed))
     }
 
     /// Whether the kernel may hold bytes of a file that have not reached us.
@@ -63,9 +67,9 @@ impl Fs {
         name: &[u8],
         options: &MakeOptions,
     ) -> Result<(Attributes, HandleId), FsError> {
-        let made = self.make(parent, name, Kind::File, options)?;
-        let (handle, _) = self.open_to_write(made.id, true)?;
-        Ok((self.getattr(made.id)?, handle))
+        let (_, node) = self.make_node(parent, name, Kind::File, options)?;
+        let (handle, _) = self.open_node_to_write(&node, true)?;
+        Ok((self.attributes_of(&node), handle))
     }
 
     /// Closes a handle. Says whether the inode's attributes look otherwise since.

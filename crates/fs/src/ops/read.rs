@@ -41,7 +41,7 @@ impl Fs {
         let end = offset + out.len() as u64;
         let mut found = Ranges::default();
         state.overlay.read(offset, out, &mut found);
-        state.leaving.read(offset, out, &mut found);
+        state.leaving().read(offset, out, &mut found);
         let gaps = found.gaps(offset, end);
         if gaps.is_empty() {
             return Ok(());

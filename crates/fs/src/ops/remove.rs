@@ -1,6 +1,6 @@
 //! unlink and rmdir: a name goes, and with the last one the inode, once nobody has it open.
 
-use super::Locked;
+use super::{Locked, remove_from_bucket};
 use crate::FsError;
 use crate::fs::Fs;
 use crate::name;
@@ -38,19 +38,23 @@ impl Fs {
         name::check(name)?;
         let above = self.directory(parent)?;
         self.store.check_writable()?;
+        let hash = self.hasher.hash(name);
         loop {
-            let entry = self.find_entry(parent, name)?.ok_or(FsError::NotFound)?;
-            let node = self.node(entry.inode)?;
+            let inode = self.find_hashed(parent, name, hash)?.ok_or(FsError::NotFound)?;
+            let node = self.node(inode)?;
             let mut locked = Locked::new(&[&above, &node]);
             // Between the look and the locks the name may have come to lead elsewhere.
-            let still = self.find_entry(parent, name)?.is_some_and(|found| found.inode == entry.inode);
+            let bucket = self.bucket(parent, hash)?;
+            let now = bucket.iter().find(|entry| entry.name == name);
+            let still = now.is_some_and(|entry| entry.inode == inode);
             if !still || !locked.all_alive() {
                 continue;
             }
             locked.get(parent).refuse_flagged()?;
-            locked.get(entry.inode).refuse_flagged()?;
-            check_kind(locked.get(entry.inode), directory)?;
-            self.remove_locked(&mut locked, parent, name, &node)?;
+            locked.get(inode).refuse_flagged()?;
+            check_kind(locked.get(inode), directory)?;
+            let without = remove_from_bucket(parent, hash, bucket, name);
+            self.remove_locked(&mut locked, parent, without, &node)?;
             drop(locked);
             self.drop_if_unused(&node);
             return self.sync_if_asked(&above);
@@ -61,12 +65,12 @@ impl Fs {
         &self,
         locked: &mut Locked<'_>,
         parent: InodeId,
-        name: &[u8],
+        without: Op,
         node: &Arc<Node>,
     ) -> Result<(), FsError> {
         let now = self.now();
         let before = (locked.get(parent).inode, locked.get(node.id).inode);
-        let mut ops = vec![self.remove_entry(parent, name)?];
+        let mut ops = vec![without];
         let child = locked.get(node.id);
         let was_directory = child.is_directory();
         let orphaned = drop_name(child, now);

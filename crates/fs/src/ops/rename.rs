@@ -79,13 +79,13 @@ impl Fs {
     fn look(&self, from: Place<'_>, to: Place<'_>) -> Result<Scene, FsError> {
         let source = self.directory(from.parent)?;
         let destination = self.directory(to.parent)?;
-        let entry = self.find_entry(from.parent, from.name)?.ok_or(FsError::NotFound)?;
+        let moved = self.find_entry(from.parent, from.name)?.ok_or(FsError::NotFound)?;
         let target = self.find_entry(to.parent, to.name)?;
         Ok(Scene {
             from: source,
             to: destination,
-            source: self.node(entry.inode)?,
-            target: target.map(|entry| self.node(entry.inode)).transpose()?,
+            source: self.node(moved)?,
+            target: target.map(|target| self.node(target)).transpose()?,
         })
     }
 
@@ -100,9 +100,7 @@ impl Fs {
         let mut nodes = vec![&scene.from, &scene.to, &scene.source];
         nodes.extend(&scene.target);
         let mut locked = Locked::new(&nodes);
-        let found = |place: Place<'_>| -> Result<Option<InodeId>, FsError> {
-            Ok(self.find_entry(place.parent, place.name)?.map(|entry| entry.inode))
-        };
+        let found = |place: Place<'_>| self.find_entry(place.parent, place.name);
         let same = found(from)? == Some(scene.source.id)
             && found(to)? == scene.target.as_ref().map(|target| target.id)
             && locked.all_alive();

@@ -19,7 +19,7 @@ fn bytes_of<'a>(found: &'a AccessGuard<'_, &'static [u8]>) -> Result<&'a [u8], K
 /// A view of one commit.
 pub(super) struct RedbSnapshot {
     // Opening a table costs several times a get, so each is opened once; `None` is a table that
-    // the commit does not have.
+    // the commit does not have, or that has nothing in it.
     tables: [OnceLock<Option<Table>>; TABLES_MAX],
     transaction: ReadTransaction,
 }
@@ -41,7 +41,11 @@ impl RedbSnapshot {
 
     fn open_table(&self, definition: Definition) -> Result<Option<Table>, KvError> {
         contain("opening a table", || match self.transaction.open_table(definition) {
-            Ok(table) => Ok(Some(table)),
+            Ok(table) => {
+                let is_empty =
+                    table.is_empty().map_err(|error| KvError::from_engine("opening a table", error))?;
+                Ok((!is_empty).then_some(table))
+            }
             Err(TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(KvError::from_engine("opening a table", error)),
         })

@@ -134,7 +134,7 @@ impl Work<'_> {
             versions::remove_over(self.tables, &self.head, Table::Extents, &stem, before)?;
         } else {
             let window = encode_window(&kept);
-            versions::put_over(self.tables, &self.head, Table::Extents, &stem, before, window);
+            versions::put_over(self.tables, &self.head, Table::Extents, &stem, before, &window);
         }
         Ok(length(&kept) - length_before)
     }
@@ -178,7 +178,7 @@ impl Work<'_> {
             let mut value = Inode::decode(&stored)?;
             value.allocated = value.allocated.saturating_add_signed(by);
             let before = Some((epoch, false));
-            versions::put_over(self.tables, &self.head, Table::Inode, &stem, before, value.encode());
+            versions::put_over(self.tables, &self.head, Table::Inode, &stem, before, &value.encode());
         }
         *self.effects.allocated.entry(inode).or_default() += by;
         Ok(())

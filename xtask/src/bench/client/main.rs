@@ -13,6 +13,7 @@ mod blocks;
 mod clock;
 mod content;
 mod files;
+mod metadata;
 mod pipeline;
 mod streams;
 
@@ -21,6 +22,10 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+/// The daemon's own, since two verbs run parts of it in this process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What stands behind the verb.
 struct Arguments(HashMap<String, String>);
@@ -61,6 +66,7 @@ fn run(verb: &str, arguments: &Arguments) -> Result<Value> {
         "blocks" => blocks::write(arguments),
         "check-blocks" => blocks::check(arguments),
         "create" | "stat" | "read-files" | "unlink" | "check-files" => files::run(verb, arguments),
+        "metadata" => metadata::run(arguments),
         "pipeline" => pipeline::run(arguments),
         _ => bail!("there is no verb {verb}"),
     }
