@@ -219,9 +219,19 @@ impl Fs {
 
     /// The node of an inode, from memory or from the store.
     pub(crate) fn node(&self, id: InodeId) -> Result<Arc<Node>, FsError> {
-        if let Some(node) = self.nodes.get(id) {
-            return Ok(node);
+        loop {
+            let left = match self.nodes.find(id) {
+                Ok(node) => return Ok(node),
+                Err(left) => left,
+            };
+            if let Some(node) = self.load(id, left)? {
+                return Ok(node);
+            }
         }
+    }
+
+    /// Loads a node from the store; nothing if it may have changed meanwhile.
+    fn load(&self, id: InodeId, left: u64) -> Result<Option<Arc<Node>>, FsError> {
         let view = self.store.head_view(HEAD)?;
         let (tables, stem) = (self.store.view(), key::inode(id));
         let stored = versions::visible_with(&tables, Table::Inode, &stem, &view, Inode::decode)?;
@@ -247,12 +257,12 @@ impl Fs {
             state.promised = Some(self.store.promise(state.worst_case_bytes(&self.store)));
         }
         let new = Arc::new(Node::new(id, state));
-        let node = self.nodes.insert(Arc::clone(&new));
+        let Some(node) = self.nodes.insert_loaded(Arc::clone(&new), left) else { return Ok(None) };
         if Arc::ptr_eq(&node, &new) && waiting > 0 {
             self.count_waiting(0, waiting);
             self.nodes.note_dirty(&node);
         }
-        Ok(node)
+        Ok(Some(node))
     }
 
     fn overlay_pending(&self, id: InodeId, state: &mut NodeState) -> Result<(), FsError> {

@@ -25,6 +25,8 @@ pub(crate) struct Table {
 #[derive(Default)]
 struct Shard {
     nodes: HashMap<InodeId, Arc<Node>>,
+    /// How often nodes have left: whoever loaded one meanwhile may have an old one.
+    left: u64,
     /// Nodes at which some are dropped, when that is more than there may be anyway.
     crowded_at: usize,
     lookups: Lookups,
@@ -109,9 +111,33 @@ impl Table {
         self.shard(id).lock().nodes.get(&id).cloned()
     }
 
-    /// Puts a node in, unless somebody was faster; returns the one that counts.
+    /// A node, or what [`Table::insert_loaded`] wants to know of whoever loads it.
+    pub(crate) fn find(&self, id: InodeId) -> Result<Arc<Node>, u64> {
+        let shard = self.shard(id).lock();
+        shard.nodes.get(&id).cloned().ok_or(shard.left)
+    }
+
+    /// Puts a new inode's node in, unless somebody was faster; returns the one that counts.
     pub(crate) fn insert(&self, node: Arc<Node>) -> Arc<Node> {
+        self.shard(node.id).lock().insert(node)
+    }
+
+    /// The same for a node that was loaded since [`Table::find`] did not find it. Nothing if a node left meanwhile: it
+    /// may have been this one, changed by somebody else, and it has to be loaded anew.
+    pub(crate) fn insert_loaded(&self, node: Arc<Node>, left: u64) -> Option<Arc<Node>> {
         let mut shard = self.shard(node.id).lock();
+        (shard.left == left).then(|| shard.insert(node))
+    }
+
+    pub(crate) fn remove(&self, id: InodeId) {
+        let mut shard = self.shard(id).lock();
+        shard.left += u64::from(shard.nodes.remove(&id).is_some());
+    }
+}
+
+impl Shard {
+    fn insert(&mut self, node: Arc<Node>) -> Arc<Node> {
+        let shard = self;
         if shard.nodes.len() > shard.crowded_at.max(NODES_KEPT / SHARDS) {
             // Whoever holds a node has its Arc, so a count of one means that nobody does.
             let mut spare = shard.nodes.len() / 4;
@@ -125,14 +151,13 @@ impl Table {
             });
             // Where most are in use, not every newcomer looks through all of them again.
             shard.crowded_at = shard.nodes.len() + NODES_KEPT / SHARDS / 4;
+            shard.left += 1;
         }
         Arc::clone(shard.nodes.entry(node.id).or_insert(node))
     }
+}
 
-    pub(crate) fn remove(&self, id: InodeId) {
-        self.shard(id).lock().nodes.remove(&id);
-    }
-
+impl Table {
     /// Notes that a node may have something that the store lacks; says whether that is news.
     pub(crate) fn note_dirty(&self, node: &Arc<Node>) -> bool {
         let is_news = !node.listed.swap(true, Ordering::AcqRel);
@@ -203,6 +228,26 @@ mod tests {
             assert!(lookups.take(id, 1), "{id}");
             assert!(!lookups.contains(id) && lookups.contains(InodeId(77)), "{id}");
         }
+    }
+
+    #[test]
+    fn a_node_that_was_loaded_while_one_left_is_loaded_anew() {
+        let table = Table::default();
+        let node = || Arc::new(Node::new(InodeId(5), crate::node::NodeState::default()));
+        let left = table.find(InodeId(5)).err().expect("it is not there");
+        // Somebody else loads it, changes it, and lets go of it.
+        assert!(table.insert_loaded(node(), left).is_some());
+        table.remove(InodeId(5));
+        assert!(table.insert_loaded(node(), left).is_none(), "it may be as it was before the change");
+        let left = table.find(InodeId(5)).err().expect("it is not there");
+        assert!(table.insert_loaded(node(), left).is_some());
+        // The same where it made room for others of its shard.
+        let left = table.find(InodeId(5 + SHARDS as u64)).err().expect("it is not there");
+        for n in 2..2 + 2 * NODES_KEPT as u64 / SHARDS as u64 {
+            table.insert(Arc::new(Node::new(InodeId(5 + n * SHARDS as u64), Default::default())));
+        }
+        assert!(table.find(InodeId(5)).is_err() || table.nodes_in_memory() <= 2 * NODES_KEPT / SHARDS);
+        assert!(table.insert_loaded(node(), left).is_none());
     }
 
     #[test]

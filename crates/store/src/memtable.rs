@@ -200,7 +200,7 @@ impl Tables for Scratch<'_> {
 
 impl TablesMut for Scratch<'_> {
     fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
-        self.changes.set(table, key, Some(value.into()));
+        self.put_copy(table, key, &value);
     }
 
     fn put_copy(&mut self, table: Table, key: &[u8], value: &[u8]) {

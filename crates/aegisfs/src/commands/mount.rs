@@ -62,7 +62,7 @@ pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
     let device = std::fs::canonicalize(device)?;
     let note = allow_rings(settings.io_uring(options.rings.as_deref())?);
     if args.foreground {
-        serve(&device, &mount, &options, settings)?;
+        serve(&device, &mount, &options, settings).map_err(|failure| blame(failure, &left_behind))?;
     } else {
         start_daemon(args, &device, &mount, settings.file())
             .map_err(|failure| blame(failure, &left_behind))?;

@@ -15,7 +15,7 @@ use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, answer, answer_writt
 use crate::abi::fattr;
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
-use class::{Crew, Guard, Pace};
+use class::{Crew, Guard, Member, Pace};
 use place::{Place, Taken, is_end};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::io;
@@ -143,7 +143,7 @@ pub(super) fn start<H: Handler>(shared: &Arc<Shared<H>>) {
 
 /// Starts the guard of the threads' scheduling class, where a processor can be left and that class changed.
 fn start_guard<H: Handler>(shared: &Arc<Shared<H>>) {
-    if !shared.options.idle_class || shared.rings.all().len() < 2 || !class::can_change() {
+    if !shared.options.idle_class || shared.rings.processors().count() < 2 || !class::can_change() {
         return;
     }
     let guarded = Arc::clone(shared);
@@ -209,13 +209,14 @@ impl Post {
     }
 }
 
-/// What is done at once, without waiting for a device or starting anything.
+/// What as a rule is done at once: without writing a file out, and without waiting for the kernel.
 fn is_short(request: &Request<'_>) -> bool {
     use Operation as O;
     match &request.operation {
         O::Read(_) | O::Write { .. } => !is_bulk(request),
         O::Setattr(input) => input.valid & fattr::SIZE == 0,
-        O::Fsync { .. } | O::Fsyncdir | O::Syncfs | O::Fallocate(_) | O::CopyFileRange(_) => false,
+        O::Fsync { .. } | O::Fsyncdir | O::Syncfs | O::Destroy | O::Ioctl { .. } => false,
+        O::Fallocate(_) | O::CopyFileRange(_) | O::Lseek(_) | O::Rename { .. } => false,
         _ => true,
     }
 }
@@ -230,9 +231,7 @@ fn is_bulk(request: &Request<'_>) -> bool {
 
 fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, told: Option<SyncSender<bool>>) {
     let mut post = Post::at(queue, shared.rings.processors());
-    if shared.rings.guard.get().is_some() {
-        shared.rings.all()[queue].crew.join();
-    }
+    let member = shared.rings.guard.get().map(|_| shared.rings.all()[queue].crew.join());
     let offered = Place::new(&shared.device, queue, TRANSFER_BYTES as usize).and_then(|mut place| {
         place.offer()?;
         Ok(place)
@@ -248,7 +247,7 @@ fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, told: Option<SyncSen
         let _ = told.send(serves);
     }
     let outcome = match offered {
-        Ok(mut place) => serve_place(shared, &mut post, &mut place),
+        Ok(mut place) => serve_place(shared, &mut post, member.as_ref(), &mut place),
         Err(error) if left.all + left.starting == 0 && !is_end(&error) => {
             give_up(&format!("queue {queue} of io_uring cannot be served: {error}"))
         }
@@ -260,13 +259,18 @@ fn serve<H: Handler>(shared: &Arc<Shared<H>>, queue: usize, told: Option<SyncSen
     if let Err(error) = outcome {
         give_up(&format!("queue {queue} of io_uring failed: {error}"));
     }
-    if let Some(guard) = shared.rings.guard.get() {
+    if serves && let Some(guard) = shared.rings.guard.get() {
         guard.end();
     }
 }
 
 /// Answers the request that came to a place, and those after it.
-fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut Place) -> io::Result<()> {
+fn serve_place<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    post: &mut Post,
+    member: Option<&Member<'_>>,
+    place: &mut Place,
+) -> io::Result<()> {
     let queue = post.queue;
     let mut names = Vec::new();
     let mut short = Reply::default();
@@ -276,7 +280,7 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut
         let threads = shared.rings.change(queue, |threads| threads.idle -= 1);
         if threads.idle == 0
             && threads.all + threads.starting - threads.waiting < most
-            && let Err(error) = add_thread(shared, queue, None)
+            && let Err(error) = at_length(member, || add_thread(shared, queue, None))
         {
             tracing::warn!(%error, queue, "no thread can be added");
         }
@@ -290,10 +294,15 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut
         let outcome = if rest <= NAMES_BYTES_MAX {
             names.clear();
             names.extend_from_slice(&reply.room()[..rest]);
-            take(shared, post, Request::decode_parts(header, head, &names), reply)
+            take(shared, post, member, Request::decode_parts(header, head, &names), reply)
         } else {
-            let outcome =
-                take(shared, post, Request::decode_parts(header, head, &reply.room()[..rest]), &mut short);
+            let outcome = take(
+                shared,
+                post,
+                member,
+                Request::decode_parts(header, head, &reply.room()[..rest]),
+                &mut short,
+            );
             reply.clear();
             reply.push_bytes(short.body());
             outcome
@@ -308,6 +317,7 @@ fn serve_place<H: Handler>(shared: &Arc<Shared<H>>, post: &mut Post, place: &mut
 fn take<H: Handler>(
     shared: &Arc<Shared<H>>,
     post: &mut Post,
+    member: Option<&Member<'_>>,
     request: Result<Request<'_>, crate::RequestError>,
     reply: &mut Reply,
 ) -> Result<(), Errno> {
@@ -317,19 +327,25 @@ fn take<H: Handler>(
         Errno::EIO
     })?;
     post.settle(is_bulk(&request));
-    let crew = &shared.rings.all()[post.queue].crew;
-    if is_short(&request) {
-        crew.note();
-        match answer(shared, &request, reply) {
-            Answer::Now(outcome) => outcome,
-            Answer::None => Err(super::ENOSYS),
-            Answer::WrittenBack => crew.at_length(|| answer_waiting(shared, post.queue, &request, reply)),
-        }
-    } else {
-        crew.at_length(|| match answer(shared, &request, reply) {
-            Answer::Now(outcome) => outcome,
-            _ => Err(super::ENOSYS),
-        })
+    let mut work = || match answer(shared, &request, reply) {
+        Answer::Now(outcome) => outcome,
+        Answer::None => Err(super::ENOSYS),
+        Answer::WrittenBack => answer_waiting(shared, post.queue, &request, reply),
+    };
+    if !is_short(&request) {
+        return at_length(member, work);
+    }
+    if let Some(member) = member {
+        member.note();
+    }
+    work()
+}
+
+/// Does long work in the usual scheduling class.
+fn at_length<T>(member: Option<&Member<'_>>, work: impl FnOnce() -> T) -> T {
+    match member {
+        Some(member) => member.at_length(work),
+        None => work(),
     }
 }
 

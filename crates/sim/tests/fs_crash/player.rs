@@ -67,7 +67,7 @@ impl Player<'_> {
             Err(FsError::NotPermitted) if !self.forbidden => Err(Outcome::Wrong("no flag forbids it".into())),
             Err(FsError::NotPermitted) => Ok(Deed { forbidden: true, ..told("forbidden by flags".into()) }),
             // Names that are taken, missing, or of the wrong kind are part of the game.
-            Err(error) => Ok(told(format!("refused: {error}"))),
+            Err(error) => Ok(Deed { forbidden: self.forbidden, ..told(format!("refused: {error}")) }),
         }
     }
 

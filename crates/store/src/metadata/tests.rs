@@ -84,8 +84,7 @@ fn a_change_sees_the_branches_that_it_has_changed_itself() {
     assert_eq!(view.head(MAIN).unwrap().epoch, first);
 }
 
-/// Whoever looks after a change was acknowledged sees it, however many look at the same time; and a head is
-/// never put together from before and after.
+/// Whoever looks after a change was acknowledged sees it, however many look at the same time.
 #[test]
 fn nobody_sees_an_old_branch_after_a_change() {
     const CHANGES: u64 = 20_000;

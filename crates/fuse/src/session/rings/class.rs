@@ -8,7 +8,10 @@
 //! A thread of that class gets next to nothing of a processor that others want as well. Therefore a queue's threads
 //! have it only while short requests follow each other closely. A guard counts them, and as soon as fewer come than
 //! [`FLOW_LEAST`] in a [`TICK`], be it that nobody asks or that the threads are kept waiting, they have the usual
-//! class again. What takes long never runs in the idle class.
+//! class again. What takes long is done in the usual class.
+//!
+//! Only the guard gives the idle class, and it never waits for whom it has given it to. A thread that is started by one
+//! of the idle class inherits it; so whenever a queue goes back to the usual class, all threads of the process do.
 
 #[expect(unsafe_code, reason = "the library has no word for the scheduling class of a thread")]
 mod scheduler;
@@ -16,12 +19,13 @@ mod scheduler;
 use super::lock;
 use rustix::thread::{Pid, gettid};
 pub(super) use scheduler::can_change;
-use scheduler::set_class;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use scheduler::{restore_all, set_class};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often the guard looks. Nothing waits longer because of the idle class than two of these.
+/// How often the guard looks. Nothing waits longer because of the idle class than two of these, and than the guard
+/// itself is kept waiting.
 const TICK: Duration = Duration::from_millis(2);
 /// Short requests in a tick from which on a queue's threads get the idle class.
 const FLOW_BEGINS: u32 = 16;
@@ -31,8 +35,10 @@ const FLOW_LEAST: u32 = 8;
 const CALM_TICKS: u32 = 8;
 /// How long a queue's threads keep the usual class after they had to go back to it, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(8), Duration::from_millis(500));
-/// Time in the idle class after which the next pause is as short as the first.
-const PROVEN: Duration = Duration::from_millis(7);
+/// Looks that found the flow going on, after which the next pause is as short as the first.
+const PROVEN_LOOKS: u32 = 3;
+/// The guard comes before those who keep the others waiting.
+const GUARD_NICE: i32 = -10;
 
 /// The scheduling class of a process or thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,65 +61,55 @@ pub(super) struct Crew {
 
 struct State {
     class: Class,
-    threads: Vec<Member>,
-    /// When the class last changed.
+    members: Vec<(Pid, Arc<Work>)>,
+    /// When the class last changed, and when the guard last looked.
     since: Instant,
+    looked: Instant,
+    /// Looks since the class changed.
+    looks: u32,
     pause: Duration,
     changes: u64,
 }
 
-struct Member {
-    thread: Pid,
-    /// At long work, in the usual class whatever the others have.
-    is_at_length: bool,
+/// What a thread is at.
+#[derive(Default)]
+struct Work(AtomicU8);
+
+impl Work {
+    /// Short requests, in the class that the guard has given.
+    const SHORT: u8 = 0;
+    /// Long work, in the usual class.
+    const LONG: u8 = 1;
+    /// Short requests again, still in the usual class.
+    const BACK: u8 = 2;
+
+    fn is(&self, what: u8) -> bool {
+        self.0.load(Ordering::SeqCst) == what
+    }
+}
+
+/// A thread's place in its crew.
+pub(super) struct Member<'c> {
+    crew: &'c Crew,
+    work: Arc<Work>,
 }
 
 impl Default for Crew {
     fn default() -> Self {
-        let (class, since) = (Class::Usual, Instant::now());
-        let state = State { class, threads: Vec::new(), since, pause: PAUSE.0, changes: 0 };
+        let now = Instant::now();
+        let (class, members) = (Class::Usual, Vec::new());
+        let state = State { class, members, since: now, looked: now, looks: 0, pause: PAUSE.0, changes: 0 };
         Self { flow: AtomicU32::new(0), is_idle: AtomicBool::new(false), state: Mutex::new(state) }
     }
 }
 
 impl Crew {
-    /// Takes the calling thread in. It begins with the class of the others, whatever it inherited.
-    pub(super) fn join(&self) {
+    /// Takes the calling thread in. It begins in the usual class, whatever it inherited.
+    pub(super) fn join(&self) -> Member<'_> {
         set_class(gettid(), Class::Usual);
-        lock(&self.state).threads.push(Member { thread: gettid(), is_at_length: false });
-        self.follow();
-    }
-
-    /// Runs long work of one of the threads in the usual class.
-    pub(super) fn at_length<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.mark(true);
-        let done = work();
-        self.mark(false);
-        done
-    }
-
-    fn mark(&self, is_at_length: bool) {
-        if is_at_length && self.is_idle.load(Ordering::Acquire) {
-            set_class(gettid(), Class::Usual);
-        }
-        let own = gettid();
-        if let Some(member) = lock(&self.state).threads.iter_mut().find(|member| member.thread == own) {
-            member.is_at_length = is_at_length;
-        }
-        if !is_at_length {
-            self.follow();
-        }
-    }
-
-    /// Gives the calling thread, which the guard knows, the class of the others.
-    fn follow(&self) {
-        if self.is_idle.load(Ordering::Acquire) {
-            set_class(gettid(), Class::Idle);
-            // If that changed meanwhile, the guard may have come by before this thread was idle.
-            if !self.is_idle.load(Ordering::Acquire) {
-                set_class(gettid(), Class::Usual);
-            }
-        }
+        let work = Arc::new(Work(AtomicU8::new(Work::BACK)));
+        lock(&self.state).members.push((gettid(), Arc::clone(&work)));
+        Member { crew: self, work }
     }
 
     /// How often the class changed.
@@ -121,35 +117,120 @@ impl Crew {
         lock(&self.state).changes
     }
 
-    /// Counts a short request.
-    pub(super) fn note(&self) {
-        self.flow.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Gives the threads the class that suits what came in the last tick. Says whether there is anything to guard.
-    fn look(&self, now: Instant) -> bool {
+    /// Gives the threads the class that suits what came since the last look.
+    fn look(&self, now: Instant) -> Seen {
         let flow = self.flow.swap(0, Ordering::Relaxed);
         let mut state = lock(&self.state);
-        let lasted = now.saturating_duration_since(state.since);
+        // A look that comes late must not take little for much.
+        let elapsed = now.saturating_duration_since(std::mem::replace(&mut state.looked, now)).max(TICK);
+        let flows = |least: u32| TICK * flow >= elapsed * least;
+        let mut went_back = false;
         match state.class {
-            Class::Idle if flow < FLOW_LEAST => {
-                state.pause = if lasted < PROVEN { (state.pause * 2).min(PAUSE.1) } else { PAUSE.0 };
+            Class::Idle if !flows(FLOW_LEAST) => {
+                went_back = true;
+                let is_proven = state.looks >= PROVEN_LOOKS;
+                state.pause = if is_proven { PAUSE.0 } else { (state.pause * 2).min(PAUSE.1) };
                 self.change(&mut state, Class::Usual, now);
             }
-            Class::Usual if flow >= FLOW_BEGINS && lasted >= state.pause => {
+            Class::Usual
+                if flows(FLOW_BEGINS) && now.saturating_duration_since(state.since) >= state.pause =>
+            {
                 self.change(&mut state, Class::Idle, now);
             }
-            _ => {}
+            class => {
+                state.looks += 1;
+                if class == Class::Idle {
+                    let back = state.members.iter().filter(|(_, work)| work.is(Work::BACK));
+                    back.for_each(|(thread, work)| make_idle(*thread, work));
+                }
+            }
         }
-        state.class == Class::Idle || flow >= FLOW_BEGINS
+        Seen { flows: state.class == Class::Idle || flows(FLOW_BEGINS), went_back }
+    }
+
+    /// The threads that have the idle class by right.
+    fn idle_members(&self) -> Vec<Pid> {
+        let state = lock(&self.state);
+        let members = state.members.iter().filter(|_| state.class == Class::Idle);
+        members.map(|(thread, _)| *thread).collect()
+    }
+
+    /// Gives all threads the usual class for good.
+    fn rest(&self) {
+        let mut state = lock(&self.state);
+        if state.class == Class::Idle {
+            self.change(&mut state, Class::Usual, Instant::now());
+        }
     }
 
     fn change(&self, state: &mut State, class: Class, now: Instant) {
-        (state.class, state.since) = (class, now);
+        (state.class, state.since, state.looks) = (class, now, 0);
         state.changes += 1;
-        self.is_idle.store(class == Class::Idle, Ordering::Release);
-        let free = state.threads.iter().filter(|member| !member.is_at_length);
-        free.for_each(|member| set_class(member.thread, class));
+        self.is_idle.store(class == Class::Idle, Ordering::SeqCst);
+        for (thread, work) in &state.members {
+            match class {
+                Class::Usual => set_class(*thread, class),
+                Class::Idle => make_idle(*thread, work),
+            }
+        }
+    }
+}
+
+/// What a look found.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// There is something to guard.
+    flows: bool,
+    /// The threads have the usual class again.
+    went_back: bool,
+}
+
+/// Gives the usual class to those who inherited the idle one from threads that have lost it.
+fn restore_strays(queues: &[super::Queue]) {
+    let by_right: Vec<Pid> = queues.iter().flat_map(|queue| queue.crew.idle_members()).collect();
+    restore_all(|thread| !by_right.contains(&thread));
+}
+
+/// Gives a thread the idle class unless it is at long work.
+fn make_idle(thread: Pid, work: &Work) {
+    if work.is(Work::LONG) {
+        return;
+    }
+    let back = (Work::BACK, Work::SHORT);
+    let _ = work.0.compare_exchange(back.0, back.1, Ordering::SeqCst, Ordering::SeqCst);
+    set_class(thread, Class::Idle);
+    // It may have begun with long work meanwhile, and taken the usual class before it was given this one.
+    if work.is(Work::LONG) {
+        set_class(thread, Class::Usual);
+    }
+}
+
+impl Member<'_> {
+    /// Counts a short request.
+    pub(super) fn note(&self) {
+        self.crew.flow.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Does long work in the usual class.
+    pub(super) fn at_length<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.begin_long();
+        let done = work();
+        self.work.0.store(Work::BACK, Ordering::SeqCst);
+        done
+    }
+
+    fn begin_long(&self) {
+        self.work.0.store(Work::LONG, Ordering::SeqCst);
+        if self.crew.is_idle.load(Ordering::SeqCst) {
+            set_class(gettid(), Class::Usual);
+        }
+    }
+}
+
+impl Drop for Member<'_> {
+    fn drop(&mut self) {
+        self.begin_long();
+        lock(&self.crew.state).members.retain(|(_, work)| !Arc::ptr_eq(work, &self.work));
     }
 }
 
@@ -183,161 +264,71 @@ impl Pace {
 #[derive(Default)]
 pub(super) struct Guard {
     is_awake: AtomicBool,
-    has_ended: Mutex<bool>,
-    told: Condvar,
+    has_ended: AtomicBool,
+    /// Locked by whoever wakes it, which only happens while it sleeps, and no thread has the idle class then.
+    sleep: (Mutex<()>, Condvar),
 }
 
 impl Guard {
     /// Has it look at the queues.
     pub(super) fn wake(&self) {
         if !self.is_awake.load(Ordering::Relaxed) && !self.is_awake.swap(true, Ordering::AcqRel) {
-            drop(lock(&self.has_ended));
-            self.told.notify_one();
+            self.tell();
         }
     }
 
     /// Ends it.
     pub(super) fn end(&self) {
-        *lock(&self.has_ended) = true;
-        self.told.notify_one();
+        self.has_ended.store(true, Ordering::Release);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        drop(lock(&self.sleep.0));
+        self.sleep.1.notify_one();
     }
 
     /// Looks after the queues until it is ended.
-    pub(super) fn run<'a>(&self, crews: impl Fn() -> &'a [super::Queue]) {
-        let mut has_ended = lock(&self.has_ended);
-        while !*has_ended {
-            if !self.is_awake.load(Ordering::Acquire) {
-                has_ended = self.told.wait(has_ended).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            drop(has_ended);
-            let mut calm = 0;
-            while calm < CALM_TICKS && !*lock(&self.has_ended) {
-                std::thread::sleep(TICK);
-                let now = Instant::now();
-                calm += 1;
-                for queue in crews() {
-                    if queue.crew.look(now) {
-                        calm = 0;
-                    }
-                }
-            }
-            self.is_awake.store(false, Ordering::Release);
-            has_ended = lock(&self.has_ended);
+    pub(super) fn run<'a>(&self, queues: impl Fn() -> &'a [super::Queue]) {
+        if let Err(error) = rustix::process::setpriority_process(Some(gettid()), GUARD_NICE) {
+            tracing::debug!(%error, "the guard is no more important than others");
         }
+        while self.sleep() {
+            self.watch(&queues);
+            restore_strays(queues());
+            self.is_awake.store(false, Ordering::Release);
+        }
+    }
+
+    /// Sleeps until it is woken or ended; says whether it was woken.
+    fn sleep(&self) -> bool {
+        let mut slept = lock(&self.sleep.0);
+        while !self.is_awake.load(Ordering::Acquire) && !self.has_ended.load(Ordering::Acquire) {
+            slept = self.sleep.1.wait(slept).unwrap_or_else(PoisonError::into_inner);
+        }
+        !self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Looks until nobody asks fast any more. Everybody has the usual class then.
+    fn watch<'a>(&self, queues: &impl Fn() -> &'a [super::Queue]) {
+        let mut calm = 0;
+        while calm < CALM_TICKS && !self.has_ended.load(Ordering::Acquire) {
+            std::thread::sleep(TICK);
+            let now = Instant::now();
+            calm += 1;
+            let seen = queues().iter().map(|queue| queue.crew.look(now));
+            let (flows, went_back) = seen
+                .fold((false, false), |(flows, back), seen| (flows || seen.flows, back || seen.went_back));
+            if flows {
+                calm = 0;
+            }
+            if went_back {
+                restore_strays(queues());
+            }
+        }
+        queues().iter().for_each(|queue| queue.crew.rest());
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A crew at a time after its beginning, to which so many short requests came since the last look.
-    struct Scene {
-        crew: Crew,
-        begin: Instant,
-        ticks: u32,
-    }
-
-    impl Scene {
-        fn new() -> Self {
-            let crew = Crew::default();
-            let begin = lock(&crew.state).since;
-            Self { crew, begin, ticks: 0 }
-        }
-
-        fn tick(&mut self, flow: u32) -> Class {
-            (0..flow).for_each(|_| self.crew.note());
-            self.ticks += 1;
-            let needed = self.crew.look(self.begin + TICK * self.ticks);
-            let class = lock(&self.crew.state).class;
-            assert!(needed || class == Class::Usual, "an idle class is always guarded");
-            class
-        }
-
-        /// Ticks of fast requests until the class is idle.
-        fn until_idle(&mut self) -> u32 {
-            (1..2000).find(|_| self.tick(200) == Class::Idle).expect("fast requests bring the idle class")
-        }
-    }
-
-    #[test]
-    fn the_idle_class_needs_a_flow_and_ends_with_it() {
-        let mut scene = Scene::new();
-        scene.until_idle();
-        for _ in 0..100 {
-            assert_eq!(scene.tick(FLOW_LEAST), Class::Idle);
-        }
-        assert_eq!(scene.tick(FLOW_LEAST - 1), Class::Usual);
-        for _ in 0..100 {
-            assert_eq!(scene.tick(FLOW_BEGINS - 1), Class::Usual, "too few to begin");
-        }
-        assert_eq!(scene.tick(FLOW_BEGINS), Class::Idle);
-        assert_eq!(scene.tick(0), Class::Usual);
-    }
-
-    #[test]
-    fn those_who_are_kept_waiting_try_ever_more_seldom() {
-        let mut scene = Scene::new();
-        let mut last = 0;
-        for _ in 0..6 {
-            let pause = scene.until_idle();
-            assert!(pause > last, "{pause} ticks after {last}");
-            last = pause;
-            assert_eq!(scene.tick(0), Class::Usual);
-        }
-        for _ in 0..6 {
-            scene.until_idle();
-            scene.tick(0);
-        }
-        assert!(scene.until_idle() <= PAUSE.1.as_millis() as u32 / TICK.as_millis() as u32);
-        // Time well spent makes good for it.
-        (0..40).for_each(|_| assert_eq!(scene.tick(50), Class::Idle));
-        scene.tick(0);
-        assert!(scene.until_idle() <= PAUSE.0.as_millis() as u32 / TICK.as_millis() as u32);
-    }
-
-    #[test]
-    #[expect(clippy::print_stdout, reason = "a test tells that it was skipped")]
-    fn a_thread_has_the_class_of_its_crew_but_for_long_work() {
-        let class = || {
-            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-            let fields = stat.rsplit(')').next().unwrap().split_whitespace();
-            // The scheduling policy is the 41st field, the state behind the name the third.
-            fields.into_iter().nth(38).unwrap().parse::<i32>().unwrap()
-        };
-        if !can_change() {
-            println!("SKIPPED: a_thread_has_the_class_of_its_crew_but_for_long_work: needs CAP_SYS_NICE");
-            return;
-        }
-        let mut scene = Scene::new();
-        scene.crew.join();
-        assert_eq!(class(), libc::SCHED_OTHER);
-        scene.until_idle();
-        assert_eq!(class(), libc::SCHED_IDLE);
-        let inside = scene.crew.at_length(class);
-        assert_eq!((inside, class()), (libc::SCHED_OTHER, libc::SCHED_IDLE));
-        scene.tick(0);
-        assert_eq!(class(), libc::SCHED_OTHER);
-        // The class of the others changes meanwhile.
-        scene.crew.mark(true);
-        scene.until_idle();
-        assert_eq!(class(), libc::SCHED_OTHER);
-        scene.crew.mark(false);
-        assert_eq!(class(), libc::SCHED_IDLE);
-    }
-
-    #[test]
-    fn a_guard_ends_awake_or_asleep() {
-        for wakes in [false, true] {
-            let (guard, queues) = (Guard::default(), [super::super::Queue::default()]);
-            std::thread::scope(|scope| {
-                scope.spawn(|| guard.run(|| &queues));
-                if wakes {
-                    guard.wake();
-                }
-                guard.end();
-            });
-        }
-    }
-}
+mod tests;

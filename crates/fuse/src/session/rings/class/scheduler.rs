@@ -1,4 +1,4 @@
-//! The system call that sets a thread's scheduling class.
+//! The system calls that set and tell a thread's scheduling class.
 
 use super::Class;
 use rustix::thread::{Pid, gettid};
@@ -10,11 +10,32 @@ pub(super) fn set_class(thread: Pid, class: Class) {
     }
 }
 
-/// Whether this process can give its threads the idle class and take it back, for which it needs `CAP_SYS_NICE`.
+/// Gives the usual class to those of this process's threads that have the idle one.
+pub(super) fn restore_all(concerns: impl Fn(Pid) -> bool) {
+    for entry in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let number = entry.file_name().to_string_lossy().parse().ok();
+        let thread = number.and_then(Pid::from_raw).filter(|thread| concerns(*thread));
+        if let Some(thread) = thread.filter(|thread| policy(*thread) == libc::SCHED_IDLE) {
+            set_class(thread, Class::Usual);
+        }
+    }
+}
+
+/// Whether this process can give its threads the idle class and take it back, for which it needs `CAP_SYS_NICE`. If it
+/// was started with another class than the usual one, that is somebody's wish.
 pub(in super::super) fn can_change() -> bool {
+    if policy(gettid()) != libc::SCHED_OTHER {
+        return false;
+    }
     // A thread that could not get back would be of no use to anybody.
     let tries = || try_set(gettid(), Class::Idle).is_ok() && try_set(gettid(), Class::Usual).is_ok();
-    std::thread::spawn(tries).join().unwrap_or(false)
+    let scout = std::thread::Builder::new().spawn(tries);
+    scout.is_ok_and(|scout| scout.join().unwrap_or(false))
+}
+
+fn policy(thread: Pid) -> i32 {
+    // SAFETY: the call takes a number and touches no memory of this process.
+    unsafe { libc::sched_getscheduler(thread.as_raw_nonzero().get()) }
 }
 
 fn try_set(thread: Pid, class: Class) -> std::io::Result<()> {
