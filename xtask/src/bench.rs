@@ -26,6 +26,8 @@ use targets::{Ground, Kind, Target};
 
 /// The size of each filesystem; images are sparse.
 const POOL_BYTES: u64 = 16 << 30;
+/// Of images that are written once before they are used.
+const WRITTEN_BYTES: u64 = 6 << 30;
 
 /// Some kind of work on all targets.
 struct Row {

@@ -4,7 +4,7 @@ use super::clients::{client, fio, fio_number, random_reads, said};
 use super::measure::{Bound, Figure, Quantity, Report, number};
 use super::streams::write_one;
 use super::targets::{Ground, Kind, Target};
-use super::{POOL_BYTES, verify};
+use super::{POOL_BYTES, WRITTEN_BYTES, verify};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ pub(super) fn read(ground: &Ground, report: &mut Report) -> Result<()> {
 }
 
 pub(super) fn write(ground: &Ground, report: &mut Report) -> Result<()> {
-    let mut targets = ground.targets(&[Kind::Aegis, Kind::Ext4, Kind::Null], POOL_BYTES)?;
+    let mut targets = ground.targets_with_room(&[Kind::Aegis, Kind::Ext4, Kind::Null], WRITTEN_BYTES)?;
     for target in &targets {
         write_one(target, BASE, "noise", WRITE_MIB)?;
     }
@@ -68,19 +68,22 @@ pub(super) fn write(ground: &Ground, report: &mut Report) -> Result<()> {
 
 /// Writes through a handle that makes each of them durable; fio verifies them afterwards.
 pub(super) fn write_synced(ground: &Ground, report: &mut Report) -> Result<()> {
-    let mut targets = ground.targets(&[Kind::Aegis, Kind::Ext4], POOL_BYTES)?;
+    let mut targets = ground.targets_with_room(&[Kind::Aegis, Kind::Ext4], WRITTEN_BYTES)?;
     for target in &targets {
         write_one(target, BASE, "noise", SYNCED_MIB)?;
     }
     let name = "4 KiB writes with O_DSYNC, depth 1";
-    let figures = report.compare(&mut targets, &[Quantity { name, unit: "1/s" }], |target, seed| {
+    let quantities =
+        [Quantity { name, unit: "1/s" }, Quantity { name: "the same, the median of one", unit: "us" }];
+    let figures = report.compare(&mut targets, &quantities, |target, seed| {
         target.settle()?;
         let answer = fio(&format!(
             "--name=dsync --filename={} --rw=randwrite --bs=4k --sync=dsync --ioengine=psync --time_based \
              --runtime=3 --randseed={seed} --norandommap --size={SYNCED_MIB}m",
             path(target).display()
         ))?;
-        Ok(vec![fio_number(&answer, "/jobs/0/write/iops")?])
+        let median = fio_number(&answer, "/jobs/0/write/clat_ns/percentile/50.000000")? / 1000.0;
+        Ok(vec![fio_number(&answer, "/jobs/0/write/iops")?, median])
     })?;
     report.bar(&format!("{name}, to ext4"), Bound::AtLeast(0.6), figures.against(Kind::Ext4, 0));
     let sealed = |target: &Target| {
@@ -98,8 +101,8 @@ pub(super) fn write_synced(ground: &Ground, report: &mut Report) -> Result<()> {
 }
 
 pub(super) fn write_and_sync(ground: &Ground, report: &mut Report) -> Result<()> {
-    let mut targets = ground.targets(&[Kind::Aegis, Kind::Ext4, Kind::Null, Kind::Raw], POOL_BYTES)?;
-    // The bare device is written once beforehand, so that it need not find room for a sparse image either.
+    let mut targets =
+        ground.targets_with_room(&[Kind::Aegis, Kind::Ext4, Kind::Null, Kind::Raw], WRITTEN_BYTES)?;
     for target in &targets {
         write_one(target, BASE, "noise", SYNCED_MIB)?;
     }

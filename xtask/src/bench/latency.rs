@@ -4,7 +4,7 @@ use super::clients::{fio, fio_number};
 use super::measure::{Bound, Quantity, Report};
 use super::streams::write_one;
 use super::targets::{Ground, Kind, Target};
-use super::{POOL_BYTES, verify};
+use super::{WRITTEN_BYTES, verify};
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -17,7 +17,7 @@ const SECONDS: u32 = 4;
 const NS_PER_US: f64 = 1000.0;
 
 pub(super) fn beside_a_stream(ground: &Ground, report: &mut Report) -> Result<()> {
-    let mut targets = ground.targets(&[Kind::Aegis, Kind::Ext4], POOL_BYTES)?;
+    let mut targets = ground.targets_with_room(&[Kind::Aegis, Kind::Ext4], WRITTEN_BYTES)?;
     for target in &targets {
         write_one(target, 3, "noise", READ_MIB)?;
     }

@@ -10,7 +10,7 @@ pub(super) const ROUNDS: usize = 3;
 /// A larger spread than this is measured once more.
 const SPREAD_MAX: f64 = 0.25;
 /// After so many seconds nothing is measured again and no row begins.
-pub(super) const SECONDS_MAX: f64 = 20.0 * 60.0;
+pub(super) const SECONDS_MAX: f64 = 45.0 * 60.0;
 
 /// A median, and how far the runs lie apart in parts of it.
 #[derive(Clone, Copy)]

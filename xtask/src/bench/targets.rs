@@ -4,6 +4,7 @@ use crate::shell;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -58,18 +59,30 @@ pub(super) struct Target {
     pub(super) place: PathBuf,
     program: String,
     image: PathBuf,
+    room: Room,
     loop_device: Option<String>,
     null: Option<Child>,
 }
 
+/// Where an image's bytes stand on the disk that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// Wherever there is room when they are first written, which the disk's own filesystem has to note then.
+    Sparse,
+    /// They have a place already, as on a disk.
+    Written,
+}
+
 impl Target {
-    /// A new filesystem on a new sparse image.
-    fn set_up(kind: Kind, images: &Path, mounts: &Path, program: &str, bytes: u64) -> Result<Self> {
+    /// A new filesystem on a new image.
+    fn set_up(kind: Kind, ground: &Ground, bytes: u64, room: Room) -> Result<Self> {
+        let Ground { images, mounts, program, .. } = ground;
         let mut target = Self {
             kind,
             place: mounts.join(kind.name()),
             program: program.to_owned(),
             image: images.join(format!("{}.img", kind.name())),
+            room,
             loop_device: None,
             null: None,
         };
@@ -84,13 +97,17 @@ impl Target {
         }
         let image = self.image.to_string_lossy().into_owned();
         let _ = fs::remove_file(&self.image);
-        fs::File::create(&self.image)?.set_len(bytes)?;
+        let file = fs::File::create(&self.image)?;
+        file.set_len(bytes)?;
+        if self.room == Room::Written {
+            write_zeros(&file, bytes)?;
+        }
         let device = shell::output(&["losetup", "--find", "--show", "--direct-io=on", &image])?;
         let device = device.trim().to_owned();
         self.loop_device = Some(device.clone());
         match self.kind {
             Kind::Aegis => run(60, &[&self.program, "format", "--yes", &device])?,
-            Kind::Ext4 => run(60, &["mkfs.ext4", "-q", "-F", &device])?,
+            Kind::Ext4 => run(60, &["mkfs.ext4", "-q", "-F", "-E", "nodiscard", &device])?,
             Kind::Btrfs => run(60, &["mkfs.btrfs", "--quiet", "--force", &device])?,
             Kind::Raw => {
                 self.place = device.into();
@@ -257,11 +274,20 @@ impl Ground {
         Ok(ground)
     }
 
-    /// A new target of each kind that this machine can have.
+    /// A new target of each kind that this machine can have, on sparse images.
     pub(super) fn targets(&self, kinds: &[Kind], bytes: u64) -> Result<Vec<Target>> {
+        self.targets_in(kinds, bytes, Room::Sparse)
+    }
+
+    /// The same on images that were written once, for rows of syncs: with sparse ones these wait until the disk's own
+    /// filesystem has noted what it allotted meanwhile, above all to a filesystem that writes nothing in place.
+    pub(super) fn targets_with_room(&self, kinds: &[Kind], bytes: u64) -> Result<Vec<Target>> {
+        self.targets_in(kinds, bytes, Room::Written)
+    }
+
+    fn targets_in(&self, kinds: &[Kind], bytes: u64, room: Room) -> Result<Vec<Target>> {
         let there = kinds.iter().filter(|kind| kind.missing().is_none());
-        let set_up = |kind: &Kind| Target::set_up(*kind, &self.images, &self.mounts, &self.program, bytes);
-        let targets = there.map(set_up).collect();
+        let targets = there.map(|kind| Target::set_up(*kind, self, bytes, room)).collect();
         std::thread::sleep(SETTLE);
         targets
     }
@@ -333,6 +359,15 @@ fn stop_server(pid_file: &Path) {
 pub(super) fn has_rings() -> bool {
     let unwanted = std::env::var("AEGISFS_BENCH_IO_URING").is_ok_and(|word| word == "off");
     !unwanted && fs::write(crate::programs::RINGS_SWITCH, "Y").is_ok()
+}
+
+/// Zeros over a whole file, on stable storage.
+fn write_zeros(mut file: &fs::File, bytes: u64) -> Result<()> {
+    let zeros = vec![0; 1 << 20];
+    for from in (0..bytes).step_by(zeros.len()) {
+        file.write_all(&zeros[..zeros.len().min((bytes - from) as usize)])?;
+    }
+    Ok(file.sync_all()?)
 }
 
 fn is_mounted(mnt: &str) -> bool {
