@@ -102,6 +102,28 @@ impl Default for Table {
     }
 }
 
+impl Shard {
+    /// Puts a node in, unless somebody was faster, and makes room for it; returns the one that counts.
+    fn insert(&mut self, node: Arc<Node>) -> Arc<Node> {
+        if self.nodes.len() > self.crowded_at.max(NODES_KEPT / SHARDS) {
+            // Whoever holds a node has its Arc, so a count of one means that nobody does.
+            let mut spare = self.nodes.len() / 4;
+            self.nodes.retain(|_, node| {
+                let idle = spare > 0
+                    && Arc::strong_count(node) == 1
+                    // What its overlay may still hold stands beside the inode as well.
+                    && node.state.try_read().is_some_and(|s| !s.is_dirty() && !s.orphan);
+                spare -= usize::from(idle);
+                !idle
+            });
+            // Where most are in use, not every newcomer looks through all of them again.
+            self.crowded_at = self.nodes.len() + NODES_KEPT / SHARDS / 4;
+            self.left += 1;
+        }
+        Arc::clone(self.nodes.entry(node.id).or_insert(node))
+    }
+}
+
 impl Table {
     fn shard(&self, id: InodeId) -> &CountedMutex<Shard> {
         &self.shards[(id.0 % SHARDS as u64) as usize]
@@ -133,31 +155,7 @@ impl Table {
         let mut shard = self.shard(id).lock();
         shard.left += u64::from(shard.nodes.remove(&id).is_some());
     }
-}
 
-impl Shard {
-    fn insert(&mut self, node: Arc<Node>) -> Arc<Node> {
-        let shard = self;
-        if shard.nodes.len() > shard.crowded_at.max(NODES_KEPT / SHARDS) {
-            // Whoever holds a node has its Arc, so a count of one means that nobody does.
-            let mut spare = shard.nodes.len() / 4;
-            shard.nodes.retain(|_, node| {
-                let idle = spare > 0
-                    && Arc::strong_count(node) == 1
-                    // What its overlay may still hold stands beside the inode as well.
-                    && node.state.try_read().is_some_and(|s| !s.is_dirty() && !s.orphan);
-                spare -= usize::from(idle);
-                !idle
-            });
-            // Where most are in use, not every newcomer looks through all of them again.
-            shard.crowded_at = shard.nodes.len() + NODES_KEPT / SHARDS / 4;
-            shard.left += 1;
-        }
-        Arc::clone(shard.nodes.entry(node.id).or_insert(node))
-    }
-}
-
-impl Table {
     /// Notes that a node may have something that the store lacks; says whether that is news.
     pub(crate) fn note_dirty(&self, node: &Arc<Node>) -> bool {
         let is_news = !node.listed.swap(true, Ordering::AcqRel);

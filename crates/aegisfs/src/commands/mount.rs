@@ -61,13 +61,12 @@ pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
     }
     let device = std::fs::canonicalize(device)?;
     let note = allow_rings(settings.io_uring(options.rings.as_deref())?);
-    if args.foreground {
-        serve(&device, &mount, &options, settings).map_err(|failure| blame(failure, &left_behind))?;
+    let mounted = if args.foreground {
+        serve(&device, &mount, &options, settings)
     } else {
-        start_daemon(args, &device, &mount, settings.file())
-            .map_err(|failure| blame(failure, &left_behind))?;
-        devices::remember(&device);
-    }
+        start_daemon(args, &device, &mount, settings.file()).inspect(|()| devices::remember(&device))
+    };
+    mounted.map_err(|failure| blame(failure, &left_behind))?;
     Ok(Mounted { device, mount, done: "mounted", note })
 }
 

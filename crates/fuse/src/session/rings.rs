@@ -284,8 +284,8 @@ fn serve_place<H: Handler>(
         {
             tracing::warn!(%error, queue, "no thread can be added");
         }
-        if pace.is_fast()
-            && let Some(guard) = shared.rings.guard.get()
+        if let Some(guard) = shared.rings.guard.get()
+            && pace.is_fast()
         {
             guard.wake();
         }

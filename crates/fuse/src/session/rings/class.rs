@@ -72,7 +72,6 @@ struct State {
 }
 
 /// What a thread is at.
-#[derive(Default)]
 struct Work(AtomicU8);
 
 impl Work {

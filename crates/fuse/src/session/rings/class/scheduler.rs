@@ -33,7 +33,8 @@ pub(in super::super) fn can_change() -> bool {
     scout.is_ok_and(|scout| scout.join().unwrap_or(false))
 }
 
-fn policy(thread: Pid) -> i32 {
+/// A thread's scheduling policy, as the kernel numbers them.
+pub(super) fn policy(thread: Pid) -> i32 {
     // SAFETY: the call takes a number and touches no memory of this process.
     unsafe { libc::sched_getscheduler(thread.as_raw_nonzero().get()) }
 }

@@ -70,9 +70,7 @@ fn those_who_are_kept_waiting_try_ever_more_seldom() {
 
 /// The scheduling policy of the calling thread.
 fn policy() -> i32 {
-    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-    // It is the 41st field; the state behind the name is the third.
-    stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap().parse().unwrap()
+    scheduler::policy(gettid())
 }
 
 #[expect(clippy::print_stdout, reason = "a test tells that it was skipped")]
