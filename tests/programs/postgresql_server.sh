@@ -29,6 +29,8 @@ full_page_writes = on
 max_wal_size = 256MB
 shared_buffers = 32MB
 CONF
+    # The server reads it again after the daemon was killed.
+    sync "$DATA/postgresql.conf"
 }
 
 start_server() {
@@ -58,7 +60,10 @@ kill_server() {
     forget "$POSTMASTER"
 }
 
-query() { as_postgres 120 psql --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 --command "$1" postgres; }
+query() {
+    as_postgres 120 psql --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 --command "$1" postgres ||
+        fail "no answer to: $1; the server says: $(tail -n 30 "$SOCKETS/log")"
+}
 
 # Whatever a transaction of pgbench adds to an account it adds to its teller, branch and history.
 sums_agree() {

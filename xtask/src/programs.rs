@@ -38,6 +38,7 @@ const SECONDS_MAX_LONG: &str = "10800";
 const SECONDS_CLEANING: &str = "--kill-after=90";
 /// Lines of a failed one's output that are shown; the file has them all.
 const LINES_SHOWN: usize = 40;
+const REASONS_SHOWN: usize = 6;
 
 /// How much the scripts do, and how they mount.
 struct Run<'a> {
@@ -104,7 +105,7 @@ impl Run<'_> {
                     Ok(found) => skips.lock().expect("no holder panics").extend(found),
                     Err(error) => {
                         println!("   {script}: {error:#}");
-                        failed.lock().expect("no holder panics").push(*script);
+                        failed.lock().expect("no holder panics").push(format!("{script}: {error:#}"));
                     }
                 }
             }
@@ -112,7 +113,7 @@ impl Run<'_> {
         thread::scope(|scope| (0..AT_A_TIME).for_each(|_| drop(scope.spawn(work))));
         let failed = failed.into_inner().expect("no holder panics");
         if !failed.is_empty() {
-            bail!("{}", failed.join(", "));
+            bail!("{}", failed.join("; "));
         }
         Ok(skips.into_inner().expect("no holder panics"))
     }
@@ -136,8 +137,10 @@ impl Run<'_> {
         let seconds = start.elapsed().as_secs_f64();
         let said = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
         if !status.success() {
-            println!("   {script:<16} FAILED after {seconds:.1} s:\n{}", last_lines(&said));
-            bail!("{status}; all it said is in {}", path.display());
+            println!("   {script:<16} FAILED after {seconds:.1} s:\n{}", last_lines(&said, LINES_SHOWN));
+            // Said again at the end of the whole run, which may be all that is kept of it.
+            let reasons = last_lines(&said, REASONS_SHOWN);
+            bail!("{status}; all it said is in {}; it ended with\n{reasons}", path.display());
         }
         let skips = skips::find(&said);
         println!("   {script:<16} {}, {seconds:.1} s", if skips.is_empty() { "ok" } else { "skipped" });
@@ -145,9 +148,9 @@ impl Run<'_> {
     }
 }
 
-fn last_lines(text: &str) -> String {
+fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    let shown = &lines[lines.len().saturating_sub(LINES_SHOWN)..];
+    let shown = &lines[lines.len().saturating_sub(count)..];
     shown.iter().map(|line| format!("      {line}\n")).collect()
 }
 
@@ -178,9 +181,9 @@ mod tests {
     #[test]
     fn the_last_lines_are_shown() {
         let text: String = (0..100).map(|n| format!("{n}\n")).collect();
-        let shown = last_lines(&text);
-        assert_eq!(shown.lines().count(), LINES_SHOWN);
+        let shown = last_lines(&text, 40);
+        assert_eq!(shown.lines().count(), 40);
         assert!(shown.ends_with("      99\n"));
-        assert_eq!(last_lines("one"), "      one\n");
+        assert_eq!(last_lines("one", 40), "      one\n");
     }
 }

@@ -11,6 +11,9 @@ use std::sync::Mutex;
 /// The runner's summary and what follows it, held back until everything else was said.
 static CLOSING_LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// Lines about failed tests that are said again at the end of the whole run, which may be all that is kept of it.
+const FAILURE_LINES_MAX: usize = 100;
+
 /// Runs the tests and returns those that skipped themselves.
 pub(crate) fn run() -> Result<Vec<Skip>> {
     shell::run(&["cargo", "test", "--quiet", "--doc", "--workspace"])?;
@@ -51,7 +54,7 @@ fn run_nextest(which: &str, variables: &[(&str, &str)]) -> Result<()> {
     hold_closing_lines(stderr)?;
     let status = child.wait()?;
     if !status.success() {
-        bail!("nextest failed: {status}");
+        bail!("nextest failed: {status}\n{}", failed_tests(&CLOSING_LINES.lock().expect("no holder panics")));
     }
     Ok(())
 }
@@ -72,6 +75,11 @@ fn hold_closing_lines(output: impl Read) -> Result<()> {
     }
     *CLOSING_LINES.lock().expect("no holder panics") = held;
     Ok(())
+}
+
+/// What the runner says of the tests that failed, behind its summary.
+fn failed_tests(closing_lines: &[String]) -> String {
+    closing_lines.iter().skip(1).take(FAILURE_LINES_MAX).map(|line| format!("{line}\n")).collect()
 }
 
 fn is_summary(line: &str) -> bool {
