@@ -165,7 +165,7 @@ impl Fs {
             }
         }
         drop(files);
-        self.drained.1.notify_all();
+        self.gate.call();
         outcome
     }
 
@@ -192,11 +192,12 @@ impl Fs {
         let mut ops = Vec::new();
         // Where the bytes end that are stored now.
         let ends: Vec<u64> = files.iter().zip(&ingested.left).map(|(f, left)| f.bytes.end() - left).collect();
-        for (number, file) in files.iter().enumerate() {
+        for (number, file) in files.iter_mut().enumerate() {
             if states[number].dead {
                 continue;
             }
             let state = &states[number];
+            file.keep_logged_size(state);
             if file.inline {
                 ops.extend(inline_ops(file, state));
             } else {
@@ -255,24 +256,46 @@ impl Fs {
 
     /// Makes a file durable: its bytes, its attributes, and every name that led to it before.
     pub(crate) fn sync_node(&self, node: &Node) -> Result<(), FsError> {
+        if !self.log_beside_flush(node)? {
+            self.log_or_flush(node)?;
+        }
+        let last = node.state.read().last;
+        Ok(self.store.sync_to(last)?)
+    }
+
+    /// Puts new bytes into the log while older ones, which it has already, are on their way to the store. Says whether
+    /// that was possible.
+    fn log_beside_flush(&self, node: &Node) -> Result<bool, FsError> {
+        let mut state = node.state.write();
+        // Whoever took them holds `flushing`, so nothing is truncated or replaced meanwhile.
+        if state.dead || state.leaving().is_empty() || state.leaving().new_bytes() > 0 {
+            return Ok(false);
+        }
+        if state.overlay.new_bytes() == 0 {
+            if state.attributes_dirty {
+                let committed = self.commit(vec![Self::put_inode(node.id, &state)])?;
+                note_commit(node.id, &mut state, &committed);
+            }
+            return Ok(true);
+        }
+        let fits = fits_log(&state);
+        if fits {
+            self.log_bytes(node.id, &mut state)?;
+        }
+        Ok(fits)
+    }
+
+    fn log_or_flush(&self, node: &Node) -> Result<(), FsError> {
         let flushing = node.flushing.lock();
         let small = {
             let mut state = node.state.write();
-            let new = state.overlay.new_bytes();
-            let few = state.overlay.new_runs().count() <= BATCH_STRETCHES_MAX;
-            let small = new > 0 && new <= LOG_PAYLOAD_BYTES_MAX as u64 && few && !state.dead;
+            let small = fits_log(&state);
             if small {
                 self.log_bytes(node.id, &mut state)?;
             }
             small
         };
-        if small {
-            drop(flushing);
-        } else {
-            self.flush_unless_logged(node, flushing)?;
-        }
-        let last = node.state.read().last;
-        Ok(self.store.sync_to(last)?)
+        if small { Ok(()) } else { self.flush_unless_logged(node, flushing) }
     }
 
     /// Flushes what is new; bytes that the log has need no row to be durable.
@@ -294,7 +317,8 @@ impl Fs {
         note_commit(id, state, &committed);
         state.last_pending = committed.sequence;
         state.overlay.mark_logged();
-        state.committed_size = state.claimable_size();
+        // What is on its way to the store was in the log before.
+        state.committed_size = state.inode.size;
         Ok(())
     }
 
@@ -334,7 +358,9 @@ impl Fs {
             match self.take_leaving(node, node.flushing.lock(), portion) {
                 Some(leaving) => {
                     let count = leaving.bytes.bounds().count();
-                    if stretches + count > BATCH_STRETCHES_MAX {
+                    // A small file does not wait until a large one is stored.
+                    let is_large = leaving.bytes.bytes() >= BATCH_BYTES_MAX;
+                    if !batch.is_empty() && (is_large || stretches + count > BATCH_STRETCHES_MAX) {
                         outcome = outcome.and(self.store_leaving(std::mem::take(&mut batch)));
                         (bytes, stretches) = (0, 0);
                     }
@@ -361,7 +387,21 @@ impl Fs {
     }
 }
 
+/// Whether a file's new bytes are few enough for the log.
+fn fits_log(state: &NodeState) -> bool {
+    let new = state.overlay.new_bytes();
+    let few = || state.overlay.new_runs().count() <= BATCH_STRETCHES_MAX;
+    new > 0 && new <= LOG_PAYLOAD_BYTES_MAX as u64 && !state.dead && few()
+}
+
 impl Leaving<'_> {
+    /// What was logged while it was on its way keeps the length that it has there.
+    fn keep_logged_size(&mut self, state: &NodeState) {
+        let logged = state.committed_size.min(state.inode.size);
+        self.size_before = self.size_before.max(logged);
+        self.size = self.size.max(logged);
+    }
+
     /// The file's length when its bytes up to `end` are stored: what was left of a stream is not.
     fn size_with(&self, end: u64) -> u64 {
         if end < self.bytes.end() { self.size_before.max(end) } else { self.size }
@@ -375,7 +415,8 @@ fn inode_op(file: &Leaving<'_>, state: &NodeState, size: u64, inline: bool) -> O
 
 fn inline_ops(file: &Leaving<'_>, state: &NodeState) -> Vec<Op> {
     let content = file.bytes.stretches().first().map_or(Vec::new(), |(_, slices)| slices.concat());
-    let content = &content[..file.size as usize];
+    // What was logged meanwhile may have made the file longer, and lies over this.
+    let content = &content[..content.len().min(file.size as usize)];
     let stem = key::inode(file.node.id).to_vec();
     vec![
         inode_op(file, state, file.size, true),
@@ -417,4 +458,125 @@ fn extent_ops(
         });
     }
     ops
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::tests::{formatted, mount_again};
+    use crate::{HandleId, MakeOptions, ROOT};
+
+    /// A file of `'a'` that is in the log, and from `from` on the same number of `'b'` that are not.
+    struct Scene {
+        fs: Fs,
+        node: Arc<Node>,
+        handle: HandleId,
+        bytes: usize,
+        from: u64,
+    }
+
+    impl Scene {
+        fn new(fs: Fs, bytes: usize, from: u64) -> Self {
+            let (made, handle) = fs.create(ROOT, b"file", &MakeOptions::default()).unwrap();
+            let node = fs.node(made.id).unwrap();
+            Self { fs, node, handle, bytes, from }
+        }
+
+        fn write(&self, from: u64, what: u8) {
+            self.fs.write(self.handle, from, &vec![what; self.bytes]).unwrap();
+        }
+
+        fn take(&self) -> Leaving<'_> {
+            let flushing = self.node.flushing.try_lock().expect("nobody has it");
+            self.fs.take_leaving(&self.node, flushing, Portion::Whole).expect("there is something to take")
+        }
+
+        fn expected(&self) -> Vec<u8> {
+            let from = self.from as usize;
+            let mut bytes = vec![b'a'; self.bytes];
+            bytes.resize(self.bytes.max(from + self.bytes), 0);
+            bytes[from..from + self.bytes].fill(b'b');
+            bytes
+        }
+    }
+
+    fn content(fs: &Fs) -> Vec<u8> {
+        assert_eq!(fs.check_tree().unwrap().problems, []);
+        let id = fs.lookup(ROOT, b"file").unwrap().id;
+        let mut bytes = vec![0; 1 << 20];
+        let count = fs.read_node(&fs.node(id).unwrap(), 0, &mut bytes).unwrap();
+        bytes.truncate(count);
+        bytes
+    }
+
+    /// A sync does not wait until what was synced before is stored, and loses none of it, whenever the crash comes.
+    #[test]
+    fn what_is_synced_while_older_bytes_are_on_their_way_survives() {
+        for (bytes, from) in [(100, 50), (100, 2_000), (100, 70_000), (9_000, 5_000), (9_000, 100_000)] {
+            for crashes_late in [false, true] {
+                let device = formatted();
+                let scene = Scene::new(mount_again(Arc::clone(&device)), bytes, from);
+                scene.write(0, b'a');
+                scene.fs.sync_node(&scene.node).unwrap();
+                let leaving = scene.take();
+                scene.write(from, b'b');
+                // With the flusher at it, this would wait for ever if it waited for the flusher.
+                scene.fs.sync_node(&scene.node).unwrap();
+                if crashes_late {
+                    scene.fs.store_leaving(vec![leaving]).unwrap();
+                    assert_eq!(content(&scene.fs), scene.expected(), "{bytes} bytes, then from {from}");
+                    // The log goes to the device with it, as with a sync of anything else.
+                    scene.fs.store.sync().unwrap();
+                } else {
+                    drop(leaving);
+                }
+                let again = mount_again(device);
+                assert_eq!(
+                    content(&again),
+                    scene.expected(),
+                    "{bytes} bytes, then from {from}, {crashes_late}"
+                );
+                again.sync().unwrap();
+                assert_eq!(
+                    content(&again),
+                    scene.expected(),
+                    "{bytes} bytes, then from {from}, {crashes_late}"
+                );
+            }
+        }
+    }
+
+    /// Bytes that nobody has logged have to be stored before a sync returns.
+    #[test]
+    fn a_sync_waits_for_bytes_on_their_way_that_the_log_has_not() {
+        let scene = Scene::new(mount_again(formatted()), 9_000, 20_000);
+        scene.write(0, b'a');
+        let leaving = scene.take();
+        scene.write(scene.from, b'b');
+        assert!(!scene.fs.log_beside_flush(&scene.node).unwrap());
+        scene.fs.store_leaving(vec![leaving]).unwrap();
+        assert!(!scene.fs.log_beside_flush(&scene.node).unwrap(), "nothing is on its way any more");
+        scene.fs.sync_node(&scene.node).unwrap();
+        assert_eq!(content(&scene.fs), scene.expected());
+    }
+
+    /// Attributes alone are synced beside a flush, too.
+    #[test]
+    fn attributes_are_synced_while_bytes_are_on_their_way() {
+        let device = formatted();
+        let scene = Scene::new(mount_again(Arc::clone(&device)), 9_000, 0);
+        scene.write(0, b'b');
+        scene.fs.sync_node(&scene.node).unwrap();
+        let leaving = scene.take();
+        {
+            let mut state = scene.node.state.write();
+            state.inode.uid = 77;
+            scene.fs.keep_for_later(&scene.node, &mut state);
+        }
+        scene.fs.sync_node(&scene.node).unwrap();
+        drop(leaving);
+        let again = mount_again(device);
+        assert_eq!(again.lookup(ROOT, b"file").unwrap().inode.uid, 77);
+        assert_eq!(content(&again), scene.expected());
+    }
 }

@@ -1,6 +1,7 @@
 //! The filesystem: what the verbs have in common.
 
 use crate::FsError;
+use crate::gate::Gate;
 use crate::handle::Handles;
 use crate::heat::Heat;
 use crate::name::NameHasher;
@@ -22,6 +23,8 @@ use std::time::Duration;
 pub const ROOT: InodeId = InodeId(1);
 /// Windows of the branch that a mount shows.
 pub(crate) const HEAD: BranchId = BranchId(0);
+/// A file with fewer bytes in memory than these is not what fills it.
+pub(crate) const SMALL_BYTES: u64 = 1 << 20;
 
 /// How a filesystem behaves.
 #[derive(Clone, Copy, Debug)]
@@ -93,8 +96,8 @@ pub struct Fs {
     pub(crate) renaming: Mutex<()>,
     /// Bytes in overlays.
     pub(crate) dirty_bytes: AtomicU64,
-    /// Signalled when bytes have left for the store.
-    pub(crate) drained: (Mutex<()>, Condvar),
+    /// Where writers wait while too many bytes are in memory.
+    pub(crate) gate: Gate,
     /// Signalled when there may be something to write out.
     pub(crate) work: (Mutex<bool>, Condvar),
 }
@@ -144,7 +147,7 @@ impl Fs {
             clock,
             renaming: Mutex::default(),
             dirty_bytes: AtomicU64::new(0),
-            drained: Default::default(),
+            gate: Gate::default(),
             work: Default::default(),
         };
         if fs.store.check_writable().is_ok() {
@@ -391,12 +394,21 @@ pub(crate) mod tests {
     use aegisfs_store::StoreOptions;
 
     pub(crate) fn mounted() -> Fs {
-        let rng = SeededRng::new(1);
-        let devices: Vec<Arc<dyn Device>> = vec![Arc::new(MemoryDevice::new("disk", 256 << 20))];
-        let clock = Arc::new(ManualClock::default());
-        let pool = Pool::create(devices.clone(), &CreateOptions::default(), &*clock, &rng).unwrap();
-        Fs::format(&pool, &*clock).unwrap();
-        let (pool, _) = Pool::open(devices, OpenOptions::default()).unwrap();
+        mount_again(formatted())
+    }
+
+    pub(crate) fn formatted() -> Arc<dyn Device> {
+        let device: Arc<dyn Device> = Arc::new(MemoryDevice::new("disk", 256 << 20));
+        let (clock, rng) = (ManualClock::default(), SeededRng::new(1));
+        let pool = Pool::create(vec![Arc::clone(&device)], &CreateOptions::default(), &clock, &rng).unwrap();
+        Fs::format(&pool, &clock).unwrap();
+        device
+    }
+
+    /// Whatever was mounted of the device before.
+    pub(crate) fn mount_again(device: Arc<dyn Device>) -> Fs {
+        let (clock, rng) = (Arc::new(ManualClock::default()), SeededRng::new(2));
+        let (pool, _) = Pool::open(vec![device], OpenOptions::default()).unwrap();
         let options = StoreOptions { workers: 0, ..StoreOptions::default() };
         let (store, _) = aegisfs_store::open(pool, &options, clock, &rng).unwrap();
         Fs::mount(Arc::new(store), FsOptions { background: false, ..FsOptions::default() }).unwrap()

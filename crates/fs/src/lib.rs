@@ -12,6 +12,7 @@ mod errno;
 mod error;
 mod flush;
 mod fs;
+mod gate;
 mod handle;
 mod heat;
 mod locks;

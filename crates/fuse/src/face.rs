@@ -83,6 +83,10 @@ impl Handler for FsFace {
         matches!(request.operation, Operation::Lseek(_)) && self.fs.kernel_may_hold(InodeId(request.node))
     }
 
+    fn may_wait_long(&self, request: &Request<'_>) -> bool {
+        matches!(request.operation, Operation::Write { .. }) && self.fs.holds_writers()
+    }
+
     fn write_back(&self, node: u64) -> bool {
         let generation = self.fs.getattr(InodeId(node)).map(|found| found.inode.generation);
         let write_back = self.write_back.as_ref().zip(generation.ok());

@@ -13,6 +13,7 @@ use crate::counters::{Counters, OpcodeCount, opcode_name};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use aegisfs_fs::Errno;
+use device::Readers;
 use rings::Rings;
 pub use rings::{allow_rings, rings_available};
 use rustix::io::Errno as Io;
@@ -27,7 +28,12 @@ use zerocopy::IntoBytes;
 /// Largest write and read; measured as the knee of throughput.
 const TRANSFER_BYTES: u32 = 1 << 20;
 /// Requests that the kernel sends without waiting, and from when on it slows down.
-const BACKGROUND: (u16, u16) = (64, 48);
+///
+/// More than there can be of writes that wait for room: the kernel holds at most 64 MiB of them. Else it would keep
+/// back what does not have to wait, direct reads among it.
+const BACKGROUND: (u16, u16) = (256, 192);
+/// Threads that may wait long besides those that serve, which costs memory only.
+const WAITING_MAX: usize = 64;
 const EPROTO: Errno = Errno(71);
 const ENOSYS: Errno = Errno(38);
 
@@ -42,6 +48,13 @@ pub trait Handler: Send + Sync + 'static {
     /// Whether the answer depends on bytes that the kernel may hold: then [`Handler::write_back`] is called first, on
     /// a thread that no write has to wait for.
     fn needs_written_back(&self, request: &Request<'_>) -> bool {
+        let _ = request;
+        false
+    }
+
+    /// Whether the answer may have to wait until much else is done. Then somebody else takes the next request, so
+    /// that nobody waits for this one who does not have to.
+    fn may_wait_long(&self, request: &Request<'_>) -> bool {
         let _ = request;
         false
     }
@@ -93,6 +106,7 @@ struct Shared<H> {
     counters: Counters,
     /// Requests that wait until the kernel has written back.
     aside: Mutex<Sender<Vec<u8>>>,
+    readers: Readers,
     rings: Rings,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -116,13 +130,14 @@ impl<H: Handler> Session<H> {
             options,
             counters: Counters::default(),
             aside: Mutex::new(sender),
+            readers: Readers::default(),
             rings: Rings::new(),
             threads: Mutex::default(),
         });
         let worker = Arc::clone(&shared);
         let aside = std::thread::Builder::new().name("fuse-aside".into());
         let aside = aside.spawn(move || device::answer_aside(&worker, &requests))?;
-        device::add_reader(&shared, 0)?;
+        device::add_reader(&shared)?;
         Ok(Self { shared, aside: Mutex::new(Some(aside)) })
     }
 
@@ -357,6 +372,7 @@ mod tests {
             options: SessionOptions::default(),
             counters: Counters::default(),
             aside: Mutex::new(channel().0),
+            readers: Readers::default(),
             rings: Rings::new(),
             threads: Mutex::default(),
         };

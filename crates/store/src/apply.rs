@@ -45,7 +45,11 @@ pub fn apply(tables: &mut dyn TablesMut, transaction: &Transaction) -> Result<Ef
         return Err(StoreError::Inconsistent { what });
     }
     let mut work = Work { tables, head, effects: Effects::default(), references: References::default() };
-    for op in &transaction.ops {
+    let mut trimmed = 0;
+    for (number, op) in transaction.ops.iter().enumerate() {
+        if number >= trimmed {
+            trimmed = number + work.trim_pending(&transaction.ops[number..])?;
+        }
         work.apply_op(op, transaction.sequence)?;
     }
     let Work { tables, mut effects, references, .. } = work;
@@ -73,8 +77,8 @@ impl Work<'_> {
                 versions::remove_version(self.tables, &self.head, *table, stem)?;
             }
             Op::NewChunk { chunk, descriptor } => self.references.describe(*chunk, descriptor),
-            Op::Replace { inode, from, to, pending_up_to, references } => {
-                self.trim_pending(*inode, *from, *to, *pending_up_to)?;
+            // Pending bytes were trimmed before.
+            Op::Replace { inode, from, to, references, .. } => {
                 self.replace(*inode, *from, *to, references)?;
             }
             Op::Pending { inode, offset, bytes } => self.put_pending(*inode, sequence, *offset, bytes)?,

@@ -1,7 +1,7 @@
 //! Threads that write files out when these have settled, grown large, or memory runs short.
 
 use super::Portion;
-use crate::fs::Fs;
+use crate::fs::{Fs, SMALL_BYTES};
 use crate::node::Node;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,6 +70,17 @@ fn run(fs: &Fs, stop: &AtomicBool) {
     }
 }
 
+/// Which files leave memory first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    /// Nobody writes them any more, or they are streams, or have waited long.
+    Ready,
+    /// They make room.
+    Large,
+    /// There are many of them, or they do not matter.
+    Small,
+}
+
 impl Fs {
     /// Tells the flushing threads that there may be work.
     pub(crate) fn wake_flusher(&self) {
@@ -85,18 +96,29 @@ impl Fs {
         let now = self.clock.elapsed();
         let short = self.dirty_bytes() * 2 > self.options.dirty_bytes_max;
         let dirty = self.nodes.dirty();
-        let portion = |node: &Node| {
+        let urgency = |node: &Node| {
             let state = node.state.read();
             let settled = now.saturating_sub(state.written) >= self.options.settle
                 || now.saturating_sub(state.dirty_since) >= self.options.age_max;
             if settled {
-                return Some(Portion::Whole);
+                return (Urgency::Ready, Portion::Whole);
             }
-            let long = state.overlay.long_stretch(self.options.stream_bytes).map(|_| Portion::Stream);
-            long.or(short.then_some(Portion::Whole))
+            if state.overlay.long_stretch(self.options.stream_bytes).is_some() {
+                return (Urgency::Ready, Portion::Stream);
+            }
+            let is_large = state.overlay.waiting_bytes() >= SMALL_BYTES;
+            (if is_large { Urgency::Large } else { Urgency::Small }, Portion::Whole)
         };
-        let mut ready: Vec<(&Node, Portion)> =
-            dirty.iter().filter_map(|node| Some((&**node, portion(node)?))).collect();
+        let mut ready: Vec<_> = dirty.iter().map(|node| (&**node, urgency(node))).collect();
+        // When memory runs short, large files make room first. Small ones are likely to be written and synced again
+        // soon, and would then have to wait until they are stored.
+        let most = match () {
+            () if !short => Urgency::Ready,
+            () if ready.iter().any(|(_, (urgency, _))| *urgency < Urgency::Small) => Urgency::Large,
+            () => Urgency::Small,
+        };
+        ready.retain(|(_, (urgency, _))| *urgency <= most);
+        let mut ready: Vec<_> = ready.into_iter().map(|(node, (_, portion))| (node, portion)).collect();
         // Somebody is at it already.
         ready.retain(|(node, _)| node.flushing.try_lock().is_some());
         self.flush_nodes(ready.into_iter())

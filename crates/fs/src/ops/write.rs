@@ -2,7 +2,8 @@
 
 use crate::FsError;
 use crate::flush::Portion;
-use crate::fs::Fs;
+use crate::fs::{Fs, SMALL_BYTES};
+use crate::gate::Entering;
 use crate::handle::{Access, HandleId};
 use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
 use crate::overlay::Origin;
@@ -13,7 +14,6 @@ use aegisfs_format::op::Op;
 use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, StoreError};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Execution bit of the group, without which setgid means something else.
 const S_IXGRP: u32 = 0o010;
@@ -66,7 +66,7 @@ impl Fs {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
         let end = end.ok_or(FsError::TooLarge)?;
         self.store.check_writable()?;
-        self.wait_for_memory(&node)?;
+        let entering = self.wait_for_memory(&node, data.len() as u64)?;
         let leave = if kind.cached { 0 } else { self.soft_reserve_bytes() };
         let promise = self.reserve(data.len() as u64, leave)?;
         let mut state = node.state.write();
@@ -82,6 +82,7 @@ impl Fs {
         let before = state.overlay.waiting_bytes();
         let run = state.overlay.write(offset, data, Origin::New);
         self.count_waiting(before, state.overlay.waiting_bytes());
+        drop(entering);
         state.fit_promise(&self.store, Some(promise));
         state.inode.size = state.inode.size.max(end);
         self.stamp(&node, &mut state, kind);
@@ -175,23 +176,33 @@ impl Fs {
         }
     }
 
-    /// Holds a writer while too many bytes wait in memory.
-    fn wait_for_memory(&self, node: &Node) -> Result<(), FsError> {
-        while self.dirty_bytes() >= self.options.dirty_bytes_max {
-            if !self.options.background {
+    /// Whether so many bytes wait in memory that a writer may have to wait for them to leave.
+    pub fn holds_writers(&self) -> bool {
+        self.dirty_bytes() >= self.options.dirty_bytes_max || self.gate.is_shut()
+    }
+
+    /// Holds a writer while too many bytes wait in memory. Files with little of it may go a quarter beyond what others
+    /// may, and need not wait for those who came before them.
+    fn wait_for_memory(&self, node: &Node, bytes: u64) -> Result<Option<Entering<'_>>, FsError> {
+        let most = self.options.dirty_bytes_max;
+        if !self.options.background {
+            if self.dirty_bytes() >= most {
                 self.flush_node(node)?;
-                return if self.dirty_bytes() >= self.options.dirty_bytes_max {
-                    self.flush_all()
-                } else {
-                    Ok(())
-                };
             }
+            if self.dirty_bytes() >= most {
+                self.flush_all()?;
+            }
+            return Ok(None);
+        }
+        let is_small = self.holds_writers() && node.state.read().overlay.waiting_bytes() < SMALL_BYTES;
+        let most = if is_small { most + most / 4 } else { most };
+        let has_room = |entering: u64| self.dirty_bytes() + entering < most;
+        let look = || {
             self.store.check_writable()?;
             self.wake_flusher();
-            let mut turn = self.drained.0.lock();
-            self.drained.1.wait_for(&mut turn, Duration::from_millis(20));
-        }
-        Ok(())
+            Ok(())
+        };
+        self.gate.enter(bytes, is_small, has_room, look).map(Some)
     }
 }
 

@@ -3,7 +3,9 @@
 //! With rings it still brings the negotiation, what the kernel forgets, and interruptions. One thread is enough for
 //! those, and none of them is in a hurry.
 
-use super::{Answer, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, negotiate, rings};
+use super::{
+    Answer, Handler, Shared, TRANSFER_BYTES, WAITING_MAX, answer, answer_written_back, negotiate, rings,
+};
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use aegisfs_fs::Errno;
@@ -11,6 +13,7 @@ use rustix::io::Errno as Io;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -21,10 +24,39 @@ const REQUEST_ROOM: usize = 64 << 10;
 /// each of them.
 const GATHER: Duration = Duration::from_millis(2);
 
+/// What is known of the threads that read.
+#[derive(Default)]
+pub(super) struct Readers {
+    all: AtomicUsize,
+    /// Of these, those that wait until much else is done.
+    waiting: AtomicUsize,
+}
+
 /// Starts a thread that reads and answers requests.
-pub(super) fn add_reader<H: Handler>(shared: &Arc<Shared<H>>, number: usize) -> io::Result<()> {
+pub(super) fn add_reader<H: Handler>(shared: &Arc<Shared<H>>) -> io::Result<()> {
+    let number = shared.readers.all.fetch_add(1, Ordering::AcqRel);
     let worker = Arc::clone(shared);
-    shared.spawn(format!("fuse-{number}"), move || serve(&worker))
+    let started = shared.spawn(format!("fuse-{number}"), move || serve(&worker));
+    if started.is_err() {
+        shared.readers.all.fetch_sub(1, Ordering::AcqRel);
+    }
+    started
+}
+
+/// Answers what may take until much else is done, while somebody else reads.
+fn answer_late<H: Handler>(shared: &Arc<Shared<H>>, request: &Request<'_>, reply: &mut Reply) -> Answer {
+    let Readers { all, waiting } = &shared.readers;
+    let readers = all.load(Ordering::Acquire);
+    let waits = waiting.fetch_add(1, Ordering::AcqRel) + 1;
+    if waits >= readers
+        && readers < shared.options.threads + WAITING_MAX
+        && let Err(error) = add_reader(shared)
+    {
+        tracing::warn!(%error, "nobody reads requests for a while");
+    }
+    let answered = answer(shared, request, reply);
+    waiting.fetch_sub(1, Ordering::AcqRel);
+    answered
 }
 
 /// Reads and answers requests until the connection ends.
@@ -77,14 +109,13 @@ pub(super) fn take<H: Handler>(shared: &Arc<Shared<H>>, bytes: &[u8], reply: &mu
         // Only now does the kernel know how large a transfer is; requests wait until the rings are there.
         if agreed == Ok(true) {
             rings::start(shared);
-        } else if let Err(error) =
-            (1..shared.options.threads).try_for_each(|number| add_reader(shared, number))
-        {
+        } else if let Err(error) = (1..shared.options.threads).try_for_each(|_| add_reader(shared)) {
             tracing::error!(%error, "there are fewer threads for requests than there should be");
         }
         return false;
     }
-    match answer(shared, &request, reply) {
+    let late = shared.handler.may_wait_long(&request);
+    match if late { answer_late(shared, &request, reply) } else { answer(shared, &request, reply) } {
         Answer::Now(outcome) => send(shared, &request, reply, outcome),
         Answer::WrittenBack => shared.set_aside(bytes.to_vec()),
         Answer::None => {}

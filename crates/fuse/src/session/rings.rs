@@ -11,7 +11,7 @@ mod place;
 
 mod class;
 
-use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, lock};
+use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, WAITING_MAX, answer, answer_written_back, lock};
 use crate::abi::fattr;
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
@@ -27,8 +27,6 @@ const THREADS_FIRST: usize = 2;
 /// Threads of a queue at most, and of all queues.
 const THREADS_MAX: usize = 8;
 const THREADS_TOTAL: usize = 128;
-/// Threads of a queue that may wait for the kernel besides, which costs memory only.
-const WAITING_MAX: usize = 64;
 /// From so many bytes on, work on them takes longer than to wake somebody on another processor.
 const BULK_BYTES: usize = 128 << 10;
 /// A request's names and small values; longer than that are only bytes to be stored, which have short replies.
@@ -87,7 +85,7 @@ struct Threads {
     starting: usize,
     /// Of these, without a request.
     idle: usize,
-    /// Of these, waiting for the kernel, which may wait for others of this queue.
+    /// Of these, waiting for the kernel, which may wait for others of this queue, or for much else to be done.
     waiting: usize,
 }
 
@@ -279,7 +277,7 @@ fn serve_place<H: Handler>(
     while place.wait()? {
         let threads = shared.rings.change(queue, |threads| threads.idle -= 1);
         if threads.idle == 0
-            && threads.all + threads.starting - threads.waiting < most
+            && threads.all + threads.starting - threads.waiting.min(WAITING_MAX) < most
             && let Err(error) = at_length(member, || add_thread(shared, queue, None))
         {
             tracing::warn!(%error, queue, "no thread can be added");
@@ -327,11 +325,19 @@ fn take<H: Handler>(
         Errno::EIO
     })?;
     post.settle(is_bulk(&request));
+    let is_late = shared.handler.may_wait_long(&request);
     let mut work = || match answer(shared, &request, reply) {
         Answer::Now(outcome) => outcome,
         Answer::None => Err(super::ENOSYS),
         Answer::WrittenBack => answer_waiting(shared, post.queue, &request, reply),
     };
+    if is_late {
+        // Somebody else is there for the next one, or is added by whoever takes it.
+        shared.rings.change(post.queue, |threads| threads.waiting += 1);
+        let outcome = at_length(member, work);
+        shared.rings.change(post.queue, |threads| threads.waiting -= 1);
+        return outcome;
+    }
     if !is_short(&request) {
         return at_length(member, work);
     }

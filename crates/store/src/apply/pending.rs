@@ -7,6 +7,7 @@ use super::Work;
 use crate::StoreError;
 use aegisfs_base::{InodeId, Sequence};
 use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
 use aegisfs_format::value;
 use std::ops::ControlFlow;
 
@@ -40,24 +41,31 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Takes a range out of the pending bytes that are not newer than a sequence.
-    pub(super) fn trim_pending(
-        &mut self,
-        inode: InodeId,
-        from: u64,
-        to: u64,
-        up_to: Sequence,
-    ) -> Result<(), StoreError> {
-        if from >= to {
-            return Ok(());
+    /// Takes what the first operations replace in an inode out of its pending bytes, but for those that are newer than
+    /// they say. One look at these serves all operations that say the same; returned is how many that are.
+    pub(super) fn trim_pending(&mut self, ops: &[Op]) -> Result<usize, StoreError> {
+        let Some(&Op::Replace { inode, pending_up_to: up_to, .. }) = ops.first() else { return Ok(0) };
+        let mut ranges = Vec::new();
+        for op in ops {
+            match op {
+                Op::Replace { inode: other, from, to, pending_up_to, .. }
+                    if (*other, *pending_up_to) == (inode, up_to)
+                        && ranges.last().is_none_or(|(_, end)| end <= from) =>
+                {
+                    ranges.push((*from, *to.max(from)));
+                }
+                _ => break,
+            }
         }
+        let count = ranges.len();
+        ranges.retain(|(from, to)| from < to);
         let first = key::pending(self.head.branch, inode, Sequence(0), 0);
         let end = key::pending(self.head.branch, inode, up_to, u32::MAX);
         let mut touched = Vec::new();
         let mut unreadable = None;
         self.tables.scan(Table::Pending, &first, Some(&end), &mut |key, stored| {
             match value::decode_pending(stored) {
-                Ok((offset, bytes)) if offset < to && from < offset.saturating_add(bytes.len() as u64) => {
+                Ok((offset, bytes)) if !within(&ranges, offset, bytes.len()).is_empty() => {
                     touched.push((key.to_vec(), offset, bytes.to_vec()));
                 }
                 Ok(_) => {}
@@ -69,31 +77,35 @@ impl Work<'_> {
             return Err(error.into());
         }
         for (key, offset, bytes) in touched {
-            self.trim_piece(&key, offset, &bytes, from, to)?;
+            self.trim_piece(key, offset, &bytes, within(&ranges, offset, bytes.len()))?;
         }
-        Ok(())
+        Ok(count)
     }
 
-    /// Takes a range out of a piece.
+    /// Takes ranges out of a piece, each of which has some of it.
     fn trim_piece(
         &mut self,
-        key: &[u8],
+        key: Vec<u8>,
         offset: u64,
         bytes: &[u8],
-        from: u64,
-        to: u64,
+        ranges: &[(u64, u64)],
     ) -> Result<(), StoreError> {
-        let has_head = offset < from;
-        if has_head {
-            let head = &bytes[..(from - offset) as usize];
-            self.tables.put(Table::Pending, key, value::encode_pending(offset, head));
-        } else {
-            self.tables.delete(Table::Pending, key);
+        let end = offset + bytes.len() as u64;
+        let starts = std::iter::once(offset).chain(ranges.iter().map(|(_, to)| *to));
+        let ends = ranges.iter().map(|(from, _)| *from).chain([end]);
+        let mut key = Some(key);
+        let mut behind = Vec::new();
+        for (from, to) in starts.zip(ends).filter(|(from, to)| from < to) {
+            let place = match key.take() {
+                Some(own) => own,
+                None => self.key_behind(&behind)?,
+            };
+            let left = &bytes[(from - offset) as usize..(to - offset) as usize];
+            self.tables.put(Table::Pending, &place, value::encode_pending(from, left));
+            behind = place;
         }
-        if to < offset + bytes.len() as u64 {
-            let tail = &bytes[(to - offset) as usize..];
-            let key = if has_head { self.key_behind(key)? } else { key.to_vec() };
-            self.tables.put(Table::Pending, &key, value::encode_pending(to, tail));
+        if let Some(own) = key {
+            self.tables.delete(Table::Pending, &own);
         }
         Ok(())
     }
@@ -110,4 +122,12 @@ impl Work<'_> {
         let what = format!("a piece of inode {inode} was cut into more pieces than it has bytes");
         Err(StoreError::Inconsistent { what })
     }
+}
+
+/// Those of ascending ranges that have some of a piece.
+fn within(ranges: &[(u64, u64)], offset: u64, length: usize) -> &[(u64, u64)] {
+    let end = offset.saturating_add(length as u64);
+    let first = ranges.partition_point(|(_, to)| *to <= offset);
+    let count = ranges[first..].partition_point(|(from, _)| *from < end);
+    &ranges[first..first + count]
 }
