@@ -82,8 +82,28 @@ impl Decompressor {
             return Err(ChunkError::TooLarge { plain_bytes, bytes_max: FRAME_BYTES_MAX });
         }
         let start = out.len();
-        out.resize(start + plain_bytes, 0);
-        self.fill(codec, stored, &mut out[start..]).inspect_err(|_| out.truncate(start))
+        match codec {
+            // Without filling it with zeros first.
+            Codec::Plain if stored.len() == plain_bytes => {
+                out.extend_from_slice(stored);
+                Ok(())
+            }
+            Codec::Zstd if start == 0 => {
+                out.reserve_exact(plain_bytes);
+                let found = self.zstd.decompress_to_buffer(stored, out);
+                let stored_bytes = stored.len();
+                let found = found.map_err(|_| ChunkError::Undecodable { codec, stored_bytes, plain_bytes });
+                let outcome = found.and_then(|found| match found == plain_bytes {
+                    true => Ok(()),
+                    false => Err(ChunkError::WrongLength { codec, expected: plain_bytes, found }),
+                });
+                outcome.inspect_err(|_| out.clear())
+            }
+            _ => {
+                out.resize(start + plain_bytes, 0);
+                self.fill(codec, stored, &mut out[start..]).inspect_err(|_| out.truncate(start))
+            }
+        }
     }
 }
 

@@ -7,11 +7,14 @@ use super::{POOL_BYTES, verify};
 use anyhow::{Result, bail};
 use serde_json::Value;
 use std::path::Path;
+use std::thread;
 
 const STREAM_MIB: u64 = 2048;
 const STREAM: &str = "stream";
 /// Enough for a steady rate.
 const PIPELINE_MIB: u64 = 1024;
+/// Of the machine that the limits hold for.
+const PROCESSORS: f64 = 2.0;
 
 /// One writing of a stream to AegisFS, for the limit that follows from it.
 struct Writing {
@@ -40,25 +43,32 @@ pub(super) fn write_half(ground: &Ground, report: &mut Report) -> Result<()> {
     let kinds = [Kind::Aegis, Kind::Ext4, Kind::Btrfs, Kind::Null];
     let mut writings = Vec::new();
     let figures = write(ground, report, &kinds, "half", &mut writings)?;
-    let mut pipeline = Vec::new();
+    let (mut pipeline, mut at_once) = (Vec::new(), Vec::new());
     for seed in 0..ROUNDS {
-        let answer =
-            client("pipeline", Path::new("-"), &format!("kind=half seed={seed} mib={PIPELINE_MIB}"))?;
-        pipeline.push(rate(&answer)?);
+        pipeline.push(run_pipeline(seed)?);
+        at_once.push(run_pipelines(seed)?);
     }
-    let pipeline = Figure::of(pipeline).median;
+    let (pipeline, at_once) = (Figure::of(pipeline).median, Figure::of(at_once).median);
+    // Processors that share a core, or a host that is busy, give less together than each gives alone.
+    let per_processor = at_once / PROCESSORS;
     let limit = |lost: fn(&Writing) -> f64| {
-        let limits = writings.iter().map(|writing| pipeline * (2.0 - lost(writing))).collect();
+        let limits = writings.iter().map(|writing| per_processor * (PROCESSORS - lost(writing))).collect();
         Figure::of(limits).median
     };
-    let parts = writings.iter().map(|w| w.rate / (pipeline * (2.0 - w.lost_to_daemon))).collect();
-    let part = Figure::of(parts).median;
+    let part_of = |each: f64| {
+        let parts = writings.iter().map(|w| w.rate / (each * (PROCESSORS - w.lost_to_daemon))).collect();
+        Figure::of(parts).median
+    };
+    let part = part_of(per_processor);
     println!(
-        "  pipeline {} MB/s per core; limit {} MB/s (with the kernel's own threads {}); ratio to it {}",
+        "  pipeline {} MB/s alone, {} MB/s in all on both processors at once; limit {} MB/s (with the kernel's own \
+         threads {}); ratio to it {}, and {} to what twice the first would give",
         number(pipeline),
+        number(at_once),
         number(limit(|writing| writing.lost_to_daemon)),
         number(limit(|writing| writing.lost_to_kernel)),
-        number(part)
+        number(part),
+        number(part_of(pipeline))
     );
     report.bar("write, half compressible, to its limit", Bound::AtLeast(0.85), Some(part));
     let bar = "write, half compressible, to btrfs zstd:1";
@@ -69,6 +79,20 @@ pub(super) fn write_half(ground: &Ground, report: &mut Report) -> Result<()> {
         figures.get(Kind::Null, 0).map(|r| r / 1410.0),
     );
     Ok(())
+}
+
+/// What chunking, hashing and compressing does by itself, in MB/s.
+fn run_pipeline(seed: usize) -> Result<f64> {
+    rate(&client("pipeline", Path::new("-"), &format!("kind=half seed={seed} mib={PIPELINE_MIB}"))?)
+}
+
+/// The same on every processor at a time, in all.
+fn run_pipelines(seed: usize) -> Result<f64> {
+    thread::scope(|scope| {
+        let other = scope.spawn(|| run_pipeline(seed + ROUNDS));
+        let own = run_pipeline(seed)?;
+        Ok(own + other.join().expect("it does not panic")?)
+    })
 }
 
 pub(super) fn write_noise(ground: &Ground, report: &mut Report) -> Result<()> {
