@@ -139,6 +139,19 @@ mod tests {
             prop_assert!(stored.len() <= plain.len());
             decompress(codec, &stored, plain.len(), &mut back).unwrap();
             prop_assert_eq!(&back[6..], &plain[..]);
+            // The same into nothing, and into nothing with more room than it takes.
+            for room in [0, plain.len() + 5000] {
+                let mut alone = Vec::with_capacity(room);
+                decompress(codec, &stored, plain.len(), &mut alone).unwrap();
+                prop_assert_eq!(&alone, &plain);
+                for wrong in [plain.len() + 1, plain.len().wrapping_sub(1), 0] {
+                    if wrong != plain.len() {
+                        alone.clear();
+                        prop_assert!(decompress(codec, &stored, wrong, &mut alone).is_err());
+                        prop_assert!(alone.is_empty());
+                    }
+                }
+            }
             // Any other length is refused, and leaves the output alone.
             for wrong in [plain.len() + 1, plain.len().wrapping_sub(1), 0, usize::MAX] {
                 if wrong != plain.len() {

@@ -272,7 +272,7 @@ impl Fs {
             return Ok(false);
         }
         if state.overlay.new_bytes() == 0 {
-            if state.attributes_dirty {
+            if state.attributes_dirty || state.committed_size != state.inode.size {
                 let committed = self.commit(vec![Self::put_inode(node.id, &state)])?;
                 note_commit(node.id, &mut state, &committed);
             }
@@ -355,7 +355,16 @@ impl Fs {
         let (mut bytes, mut stretches) = (0, 0);
         for (node, portion) in nodes {
             let mut more = false;
-            match self.take_leaving(node, node.flushing.lock(), portion) {
+            let flushing = node.flushing.try_lock().unwrap_or_else(|| {
+                // Those taken before do not wait until somebody else has stored this one.
+                if !batch.is_empty() {
+                    let stored = self.store_leaving(std::mem::take(&mut batch));
+                    outcome = std::mem::replace(&mut outcome, Ok(())).and(stored);
+                    (bytes, stretches) = (0, 0);
+                }
+                node.flushing.lock()
+            });
+            match self.take_leaving(node, flushing, portion) {
                 Some(leaving) => {
                     let count = leaving.bytes.bounds().count();
                     // A small file does not wait until a large one is stored.
@@ -464,7 +473,7 @@ fn extent_ops(
 mod tests {
     use super::*;
     use crate::fs::tests::{formatted, mount_again};
-    use crate::{HandleId, MakeOptions, ROOT};
+    use crate::{Changes, HandleId, MakeOptions, ROOT};
 
     /// A file of `'a'` that is in the log, and from `from` on the same number of `'b'` that are not.
     struct Scene {
@@ -558,6 +567,36 @@ mod tests {
         assert!(!scene.fs.log_beside_flush(&scene.node).unwrap(), "nothing is on its way any more");
         scene.fs.sync_node(&scene.node).unwrap();
         assert_eq!(content(&scene.fs), scene.expected());
+    }
+
+    /// A length that only memory has is synced too. Once what was logged alone was taken for what the metadata says.
+    #[test]
+    fn a_length_is_synced_while_logged_bytes_are_on_their_way() {
+        const LENGTH: u64 = 1 << 30;
+        for chmod in [false, true] {
+            let device = formatted();
+            let scene = Scene::new(mount_again(Arc::clone(&device)), 2 << 20, 0);
+            let few = Scene { bytes: 4096, ..scene };
+            few.write(64 << 20, b'a');
+            few.fs.sync_node(&few.node).unwrap();
+            let scene = Scene { bytes: 2 << 20, ..few };
+            // Equal bytes are cut at the same length everywhere: nothing is left of the stream that they make.
+            scene.write(0, b'x');
+            let longer = Changes { size: Some(LENGTH), ..Changes::default() };
+            scene.fs.setattr(scene.node.id, &longer).unwrap();
+            scene.write(2 << 20, b'x');
+            let leaving = scene.take();
+            assert_eq!(leaving.bytes.new_bytes(), 0, "only the first bytes are left, which were logged");
+            if chmod {
+                let mode = Changes { permissions: Some(0o600), ..Changes::default() };
+                scene.fs.setattr(scene.node.id, &mode).unwrap();
+            }
+            scene.fs.sync_node(&scene.node).unwrap();
+            drop(leaving);
+            let again = mount_again(device);
+            assert_eq!(again.lookup(ROOT, b"file").unwrap().inode.size, LENGTH, "chmod: {chmod}");
+            assert_eq!(again.check_tree().unwrap().problems, []);
+        }
     }
 
     /// Attributes alone are synced beside a flush, too.

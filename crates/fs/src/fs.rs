@@ -193,6 +193,7 @@ impl Fs {
         // Never below nothing: a count that wraps around would hold every writer for good.
         let less = |count: u64| Some(count.saturating_sub(before - after));
         let _ = self.dirty_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        self.gate.call();
     }
 
     pub(crate) fn now(&self) -> Timestamp {

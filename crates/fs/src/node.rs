@@ -91,6 +91,11 @@ impl NodeState {
         self.leaving.as_deref().unwrap_or(&NOTHING)
     }
 
+    /// Bytes that wait in memory, those on their way into rows among them.
+    pub(crate) fn bytes_in_memory(&self) -> u64 {
+        self.overlay.waiting_bytes() + self.leaving().waiting_bytes()
+    }
+
     pub(crate) fn is_directory(&self) -> bool {
         self.inode.mode & S_IFMT == S_IFDIR
     }
@@ -120,7 +125,7 @@ impl NodeState {
 
     /// The size that the metadata may claim: it waits for bytes that are only here.
     pub(crate) fn claimable_size(&self) -> u64 {
-        let waiting = self.overlay.new_bytes() > 0 || !self.leaving().is_empty();
+        let waiting = self.overlay.new_bytes() > 0 || self.leaving().new_bytes() > 0;
         if waiting && self.is_regular() { self.committed_size.min(self.inode.size) } else { self.inode.size }
     }
 

@@ -83,8 +83,15 @@ impl Handler for FsFace {
         matches!(request.operation, Operation::Lseek(_)) && self.fs.kernel_may_hold(InodeId(request.node))
     }
 
+    /// For devices, for a file to be stored, or for room in memory.
     fn may_wait_long(&self, request: &Request<'_>) -> bool {
-        matches!(request.operation, Operation::Write { .. }) && self.fs.holds_writers()
+        use Operation as O;
+        match &request.operation {
+            O::Write { .. } => self.fs.holds_writers(),
+            O::Setattr(input) => input.valid & fattr::SIZE != 0,
+            O::Fsync { .. } | O::Fsyncdir | O::Syncfs | O::Fallocate(_) | O::CopyFileRange(_) => true,
+            _ => false,
+        }
     }
 
     fn write_back(&self, node: u64) -> bool {

@@ -29,11 +29,12 @@ use zerocopy::IntoBytes;
 const TRANSFER_BYTES: u32 = 1 << 20;
 /// Requests that the kernel sends without waiting, and from when on it slows down.
 ///
-/// More than there can be of writes that wait for room: the kernel holds at most 64 MiB of them. Else it would keep
-/// back what does not have to wait, direct reads among it.
-const BACKGROUND: (u16, u16) = (256, 192);
-/// Threads that may wait long besides those that serve, which costs memory only.
-const WAITING_MAX: usize = 64;
+/// As root mounts, the kernel holds at most 64 MiB of writes: there may be 64 large ones, and what does not have to wait,
+/// direct reads among it, is not kept back behind them.
+const BACKGROUND: (u16, u16) = (128, 96);
+/// Threads that may wait long besides those that serve, which costs memory only: as many as there may be requests of that
+/// kind.
+const HELD_MAX: usize = 128;
 const EPROTO: Errno = Errno(71);
 const ENOSYS: Errno = Errno(38);
 
@@ -186,7 +187,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<H> Shared<H> {
     fn spawn(&self, name: String, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
         let thread = std::thread::Builder::new().name(name).spawn(work)?;
-        lock(&self.threads).push(thread);
+        let mut threads = lock(&self.threads);
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
         Ok(())
     }
 

@@ -84,7 +84,8 @@ impl Stream {
     fn start(target: &Target) -> Result<Self> {
         let file = target.place.join("neighbour");
         let line = format!(
-            "for n in 1 2 3 4 5 6 7 8; do {1} write path={0} seed=$n kind=noise mib=1024 daemon=0 > /dev/null || exit 1; done",
+            "trap 'kill $client; wait $client; exit 0' TERM; for n in 1 2 3 4 5 6 7 8; do {1} write path={0} seed=$n \
+             kind=noise mib=1024 daemon=0 > /dev/null & client=$!; wait $client || exit 1; done",
             file.display(),
             super::clients::program(),
         );
@@ -106,7 +107,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // timeout(1) passes it on to those that it has started.
+        // timeout(1) passes it on, and its child waits for the client, which may have much to write back.
         let _ = shell::output(&["kill", &self.writer.id().to_string()]);
         let _ = self.writer.wait();
     }

@@ -106,7 +106,7 @@ impl Fs {
             if state.overlay.long_stretch(self.options.stream_bytes).is_some() {
                 return (Urgency::Ready, Portion::Stream);
             }
-            let is_large = state.overlay.waiting_bytes() >= SMALL_BYTES;
+            let is_large = state.bytes_in_memory() >= SMALL_BYTES;
             (if is_large { Urgency::Large } else { Urgency::Small }, Portion::Whole)
         };
         let mut ready: Vec<_> = dirty.iter().map(|node| (&**node, urgency(node))).collect();

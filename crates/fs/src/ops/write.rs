@@ -176,9 +176,10 @@ impl Fs {
         }
     }
 
-    /// Whether so many bytes wait in memory that a writer may have to wait for them to leave.
+    /// Whether so many bytes wait in memory that a writer may soon have to wait for them to leave.
     pub fn holds_writers(&self) -> bool {
-        self.dirty_bytes() >= self.options.dirty_bytes_max || self.gate.is_shut()
+        let most = self.options.dirty_bytes_max;
+        self.dirty_bytes() >= most - most / 8 || self.gate.is_shut()
     }
 
     /// Holds a writer while too many bytes wait in memory. Files with little of it may go a quarter beyond what others
@@ -194,9 +195,9 @@ impl Fs {
             }
             return Ok(None);
         }
-        let is_small = self.holds_writers() && node.state.read().overlay.waiting_bytes() < SMALL_BYTES;
-        let most = if is_small { most + most / 4 } else { most };
-        let has_room = |entering: u64| self.dirty_bytes() + entering < most;
+        let is_small = || self.holds_writers() && node.state.read().bytes_in_memory() < SMALL_BYTES;
+        let most = |small| if small { most + most / 4 } else { most };
+        let has_room = |entering: u64, small| self.dirty_bytes() + entering < most(small);
         let look = || {
             self.store.check_writable()?;
             self.wake_flusher();

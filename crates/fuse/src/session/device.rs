@@ -4,7 +4,7 @@
 //! those, and none of them is in a hurry.
 
 use super::{
-    Answer, Handler, Shared, TRANSFER_BYTES, WAITING_MAX, answer, answer_written_back, negotiate, rings,
+    Answer, HELD_MAX, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, negotiate, rings,
 };
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
@@ -28,8 +28,17 @@ const GATHER: Duration = Duration::from_millis(2);
 #[derive(Default)]
 pub(super) struct Readers {
     all: AtomicUsize,
-    /// Of these, those that wait until much else is done.
-    waiting: AtomicUsize,
+    /// Of these, those that may have to wait until much else is done.
+    held: AtomicUsize,
+}
+
+impl Readers {
+    /// Whether there are more of them than should serve; if so, the calling one no longer counts and has to end.
+    fn leave(&self, wanted: usize) -> bool {
+        let fewer =
+            |all: usize| (all.saturating_sub(self.held.load(Ordering::Acquire)) > wanted).then(|| all - 1);
+        self.all.fetch_update(Ordering::AcqRel, Ordering::Acquire, fewer).is_ok()
+    }
 }
 
 /// Starts a thread that reads and answers requests.
@@ -45,17 +54,17 @@ pub(super) fn add_reader<H: Handler>(shared: &Arc<Shared<H>>) -> io::Result<()> 
 
 /// Answers what may take until much else is done, while somebody else reads.
 fn answer_late<H: Handler>(shared: &Arc<Shared<H>>, request: &Request<'_>, reply: &mut Reply) -> Answer {
-    let Readers { all, waiting } = &shared.readers;
+    let Readers { all, held } = &shared.readers;
     let readers = all.load(Ordering::Acquire);
-    let waits = waiting.fetch_add(1, Ordering::AcqRel) + 1;
-    if waits >= readers
-        && readers < shared.options.threads + WAITING_MAX
+    let others = readers.saturating_sub(held.fetch_add(1, Ordering::AcqRel) + 1);
+    if others < shared.options.threads
+        && readers < shared.options.threads + HELD_MAX
         && let Err(error) = add_reader(shared)
     {
-        tracing::warn!(%error, "nobody reads requests for a while");
+        tracing::warn!(%error, "there are fewer threads for requests than there should be");
     }
     let answered = answer(shared, request, reply);
-    waiting.fetch_sub(1, Ordering::AcqRel);
+    held.fetch_sub(1, Ordering::AcqRel);
     answered
 }
 
@@ -75,8 +84,12 @@ fn serve<H: Handler>(shared: &Arc<Shared<H>>) {
             }
         };
         let forgets = take(shared, &buffer[..count], &mut reply);
-        if forgets && shared.rings.are_used() {
-            std::thread::sleep(GATHER);
+        if shared.rings.are_used() {
+            if forgets {
+                std::thread::sleep(GATHER);
+            }
+        } else if shared.readers.leave(shared.options.threads) {
+            return;
         }
     }
 }

@@ -11,7 +11,7 @@ mod place;
 
 mod class;
 
-use super::{Answer, Errno, Handler, Shared, TRANSFER_BYTES, WAITING_MAX, answer, answer_written_back, lock};
+use super::{Answer, Errno, HELD_MAX, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, lock};
 use crate::abi::fattr;
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
@@ -27,6 +27,8 @@ const THREADS_FIRST: usize = 2;
 /// Threads of a queue at most, and of all queues.
 const THREADS_MAX: usize = 8;
 const THREADS_TOTAL: usize = 128;
+/// Threads of a queue that may wait for the kernel besides.
+const WAITING_MAX: usize = 64;
 /// From so many bytes on, work on them takes longer than to wake somebody on another processor.
 const BULK_BYTES: usize = 128 << 10;
 /// A request's names and small values; longer than that are only bytes to be stored, which have short replies.
@@ -85,8 +87,17 @@ struct Threads {
     starting: usize,
     /// Of these, without a request.
     idle: usize,
-    /// Of these, waiting for the kernel, which may wait for others of this queue, or for much else to be done.
+    /// Of these, waiting for the kernel, which may wait for others of this queue.
     waiting: usize,
+    /// Of these, those that may have to wait until much else is done.
+    held: usize,
+}
+
+impl Threads {
+    /// Whether the next request would find nobody, although there are fewer threads than should serve.
+    fn are_short(&self, most: usize) -> bool {
+        self.idle == 0 && self.starting == 0 && self.all < most + self.waiting + self.held
+    }
 }
 
 impl Rings {
@@ -115,6 +126,20 @@ impl Rings {
 
     fn all(&self) -> &[Queue] {
         self.queues.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Threads that a queue has at most, besides those that wait.
+    fn most(&self) -> usize {
+        (THREADS_TOTAL / self.all().len().max(1)).clamp(THREADS_FIRST, THREADS_MAX)
+    }
+
+    /// Whether more threads may be added, for all that may be held.
+    fn may_grow(&self) -> bool {
+        let started = |queue: &Queue| {
+            let threads = lock(&queue.state);
+            (threads.all + threads.starting).saturating_sub(threads.waiting)
+        };
+        self.all().iter().map(started).sum::<usize>() < self.all().len() * self.most() + HELD_MAX
     }
 
     fn change(&self, queue: usize, change: impl FnOnce(&mut Threads)) -> Threads {
@@ -273,15 +298,9 @@ fn serve_place<H: Handler>(
     let mut names = Vec::new();
     let mut short = Reply::default();
     let mut pace = Pace::default();
-    let most = (THREADS_TOTAL / shared.rings.all().len()).clamp(THREADS_FIRST, THREADS_MAX);
     while place.wait()? {
         let threads = shared.rings.change(queue, |threads| threads.idle -= 1);
-        if threads.idle == 0
-            && threads.all + threads.starting - threads.waiting.min(WAITING_MAX) < most
-            && let Err(error) = at_length(member, || add_thread(shared, queue, None))
-        {
-            tracing::warn!(%error, queue, "no thread can be added");
-        }
+        add_if_short(shared, queue, member, threads);
         if let Some(guard) = shared.rings.guard.get()
             && pace.is_fast()
         {
@@ -311,6 +330,21 @@ fn serve_place<H: Handler>(
     Ok(())
 }
 
+/// Adds a thread where the next request would find none.
+fn add_if_short<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    queue: usize,
+    member: Option<&Member<'_>>,
+    threads: Threads,
+) {
+    if threads.are_short(shared.rings.most())
+        && shared.rings.may_grow()
+        && let Err(error) = at_length(member, || add_thread(shared, queue, None))
+    {
+        tracing::warn!(%error, queue, "no thread can be added");
+    }
+}
+
 /// Answers one request into a reply.
 fn take<H: Handler>(
     shared: &Arc<Shared<H>>,
@@ -332,10 +366,11 @@ fn take<H: Handler>(
         Answer::WrittenBack => answer_waiting(shared, post.queue, &request, reply),
     };
     if is_late {
-        // Somebody else is there for the next one, or is added by whoever takes it.
-        shared.rings.change(post.queue, |threads| threads.waiting += 1);
+        // Whoever takes the next one need not have come yet when this one is held.
+        let threads = shared.rings.change(post.queue, |threads| threads.held += 1);
+        add_if_short(shared, post.queue, member, threads);
         let outcome = at_length(member, work);
-        shared.rings.change(post.queue, |threads| threads.waiting -= 1);
+        shared.rings.change(post.queue, |threads| threads.held -= 1);
         return outcome;
     }
     if !is_short(&request) {

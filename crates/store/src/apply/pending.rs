@@ -59,6 +59,9 @@ impl Work<'_> {
         }
         let count = ranges.len();
         ranges.retain(|(from, to)| from < to);
+        if ranges.is_empty() {
+            return Ok(count);
+        }
         let first = key::pending(self.head.branch, inode, Sequence(0), 0);
         let end = key::pending(self.head.branch, inode, up_to, u32::MAX);
         let mut touched = Vec::new();

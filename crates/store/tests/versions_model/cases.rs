@@ -136,6 +136,25 @@ fn what_is_left_behind_a_hole_in_pending_bytes_stays_under_what_came_later() {
     assert_eq!(pending(&tables), b"aa.a..a.aabbbaaaaaaa..........");
 }
 
+/// One look serves them all; what is between them stays, in its order.
+#[test]
+fn several_holes_of_one_change_are_cut_out_of_the_same_pieces() {
+    let mut tables = pool();
+    commit(&mut tables, 5, vec![write(0, &[b'a'; 20]), write(10, b"bbb"), write(25, b"ccc")]).unwrap();
+    let holes = [(0, 1), (3, 4), (4, 6), (8, 8), (11, 12), (15, 30)];
+    let mut alone = tables.clone();
+    for (number, (from, to)) in holes.into_iter().enumerate() {
+        commit(&mut alone, 6 + number as u64, vec![hole(from, to, 5)]).unwrap();
+    }
+    commit(&mut tables, 6, holes.into_iter().map(|(from, to)| hole(from, to, 5)).collect()).unwrap();
+    assert_eq!(pending(&tables), b".aa...aaaab.baa...............");
+    assert_eq!(pending(&tables), pending(&alone));
+    // Newer bytes are left, and so are those of a hole that says so.
+    commit(&mut tables, 7, vec![write(1, b"dd")]).unwrap();
+    commit(&mut tables, 8, vec![hole(0, 2, 6), hole(6, 7, 6), hole(9, 10, 4)]).unwrap();
+    assert_eq!(pending(&tables), b".dd....aaab.baa...............");
+}
+
 #[test]
 fn pending_bytes_put_after_a_trim_in_the_same_change_take_nobodys_place() {
     let mut tables = pool();
