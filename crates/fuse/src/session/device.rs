@@ -33,10 +33,12 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// Whether there are more of them than should serve; if so, the calling one no longer counts and has to end.
+    /// Whether there are far more of them than should serve; if so, the calling one no longer counts and has to end.
+    /// A few more stay, or each sync would begin and end one.
     fn leave(&self, wanted: usize) -> bool {
-        let fewer =
-            |all: usize| (all.saturating_sub(self.held.load(Ordering::Acquire)) > wanted).then(|| all - 1);
+        let fewer = |all: usize| {
+            (all.saturating_sub(self.held.load(Ordering::Acquire)) > 2 * wanted).then(|| all - 1)
+        };
         self.all.fetch_update(Ordering::AcqRel, Ordering::Acquire, fewer).is_ok()
     }
 }
