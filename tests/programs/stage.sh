@@ -133,8 +133,14 @@ attach() {
 }
 
 detach() {
-    local daemon=$DAEMON
-    within 180 "$AEGISFS" umount "$MNT"
+    local daemon=$DAEMON n
+    # Others may look at whatever is mounted, and have it open for a moment.
+    for ((n = 0; n < 20; n++)); do
+        within 180 "$AEGISFS" umount "$MNT" && break
+        is_mounted || fail "the unmount failed, but nothing is mounted any more"
+        sleep 0.5
+    done
+    ((n < 20)) || fail "it cannot be unmounted"
     ends "$daemon" 20 || fail "the daemon did not end after umount"
     DAEMON=
 }
