@@ -1,18 +1,19 @@
 //! Holds those who write while too many bytes wait in memory: whoever came first goes on first.
 //!
-//! Those who brought little may overtake, but not somebody who has waited for long.
+//! Those who brought little may overtake, but not for ever: when those who did brought much together, it is the turn of
+//! whoever is first.
 
 use crate::FsError;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, Thread, ThreadId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long somebody sleeps whom nobody calls, before looking again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Whoever has waited for so long is not overtaken any more.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Bytes that may overtake whoever is first.
+const OVERTAKING_MAX: u64 = 16 << 20;
 
 type Line = VecDeque<Waiting>;
 
@@ -22,12 +23,14 @@ pub(crate) struct Gate {
     /// Bytes that were let in and are not counted among those in memory yet.
     entering: AtomicU64,
     look_again: Duration,
+    overtaking_max: u64,
 }
 
 struct Waiting {
     thread: Thread,
-    since: Instant,
     is_small: bool,
+    /// Bytes that overtook it while it was first.
+    overtaken: u64,
 }
 
 /// Bytes on their way from the gate to where they are counted.
@@ -44,7 +47,8 @@ struct Place<'g> {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { line: Mutex::default(), entering: AtomicU64::new(0), look_again: LOOK_AGAIN }
+        let (look_again, overtaking_max) = (LOOK_AGAIN, OVERTAKING_MAX);
+        Self { line: Mutex::default(), entering: AtomicU64::new(0), look_again, overtaking_max }
     }
 }
 
@@ -63,20 +67,20 @@ impl Gate {
         let mut small = is_small();
         let mut line = self.line.lock();
         if self.is_turn(&line, None, small) && has_room(small) {
-            return Ok(self.let_in(bytes));
+            return Ok(self.let_in(&mut line, None, bytes));
         }
         let thread = thread::current();
         let place = Place { gate: self, id: thread.id() };
-        line.push_back(Waiting { thread, since: Instant::now(), is_small: small });
+        line.push_back(Waiting { thread, is_small: small, overtaken: 0 });
         drop(line);
         loop {
             look()?;
             thread::park_timeout(self.look_again);
             small = is_small();
-            let line = self.line.lock();
+            let mut line = self.line.lock();
             if self.is_turn(&line, Some(place.id), small) && has_room(small) {
                 // Counted before the next one looks.
-                let entering = self.let_in(bytes);
+                let entering = self.let_in(&mut line, Some(place.id), bytes);
                 drop(line);
                 return Ok(entering);
             }
@@ -85,10 +89,13 @@ impl Gate {
 
     fn is_turn(&self, line: &Line, id: Option<ThreadId>, small: bool) -> bool {
         let Some(first) = line.front() else { return true };
-        Some(first.thread.id()) == id || (small && first.since.elapsed() < PATIENCE)
+        Some(first.thread.id()) == id || (small && first.overtaken < self.overtaking_max)
     }
 
-    fn let_in(&self, bytes: u64) -> Entering<'_> {
+    fn let_in(&self, line: &mut Line, id: Option<ThreadId>, bytes: u64) -> Entering<'_> {
+        if let Some(first) = line.front_mut().filter(|first| Some(first.thread.id()) != id) {
+            first.overtaken += bytes;
+        }
         self.entering.fetch_add(bytes, Ordering::AcqRel);
         Entering { gate: self, bytes }
     }
@@ -131,11 +138,14 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
     use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Instant;
 
     /// Nobody looks by themselves within this.
     const NEVER: Duration = Duration::from_secs(60);
     const SOON: Duration = Duration::from_secs(5);
     const SILENCE: Duration = Duration::from_millis(60);
+    /// How many may overtake.
+    const OVERTAKING: u64 = 2;
 
     struct Scene {
         gate: Arc<Gate>,
@@ -148,7 +158,8 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let (told, hears) = channel();
-            let gate = Arc::new(Gate { look_again: NEVER, ..Gate::default() });
+            let gate = Gate { look_again: NEVER, overtaking_max: OVERTAKING, ..Gate::default() };
+            let gate = Arc::new(gate);
             Self { gate, room: Arc::default(), broken: Arc::default(), told, hears }
         }
 
@@ -214,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn who_brings_little_overtakes_until_the_first_has_waited_for_long() {
+    fn who_brings_little_overtakes_until_that_is_much_together() {
         let scene = Scene::new();
         scene.comes(0, false);
         scene.comes(1, true);
@@ -224,8 +235,7 @@ mod tests {
         scene.room.store(1, Ordering::Release);
         scene.gate.call();
         assert_eq!(scene.next(), (2, true));
-        thread::sleep(PATIENCE);
-        // For the first there is no room yet.
+        // There is room for a third, but two were enough; for the first there is none yet.
         scene.room.store(2, Ordering::Release);
         scene.comes(3, true);
         scene.nobody_goes_on();
