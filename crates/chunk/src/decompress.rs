@@ -62,7 +62,7 @@ impl Decompressor {
             Codec::Lz4 => lz4_flex::block::decompress_into(stored, plain).map_err(|_| undecodable())?,
             Codec::Zstd => self.zstd.decompress_to_buffer(stored, plain).map_err(|_| undecodable())?,
         };
-        if found == expected { Ok(()) } else { Err(ChunkError::WrongLength { codec, expected, found }) }
+        check_length(codec, expected, found)
     }
 
     /// Appends the plain form of `stored` to `out`.
@@ -93,10 +93,7 @@ impl Decompressor {
                 let found = self.zstd.decompress_to_buffer(stored, out);
                 let stored_bytes = stored.len();
                 let found = found.map_err(|_| ChunkError::Undecodable { codec, stored_bytes, plain_bytes });
-                let outcome = found.and_then(|found| match found == plain_bytes {
-                    true => Ok(()),
-                    false => Err(ChunkError::WrongLength { codec, expected: plain_bytes, found }),
-                });
+                let outcome = found.and_then(|found| check_length(codec, plain_bytes, found));
                 outcome.inspect_err(|_| out.clear())
             }
             _ => {
@@ -105,6 +102,10 @@ impl Decompressor {
             }
         }
     }
+}
+
+fn check_length(codec: Codec, expected: usize, found: usize) -> Result<(), ChunkError> {
+    if found == expected { Ok(()) } else { Err(ChunkError::WrongLength { codec, expected, found }) }
 }
 
 #[cfg(test)]

@@ -90,8 +90,12 @@ impl Fs {
         if !state.attributes_dirty || state.dead {
             return Ok(());
         }
-        let committed = self.commit(vec![Self::put_inode(node.id, &state)])?;
-        note_commit(node.id, &mut state, &committed);
+        self.commit_inode(node.id, &mut state)
+    }
+
+    fn commit_inode(&self, id: InodeId, state: &mut NodeState) -> Result<(), FsError> {
+        let committed = self.commit(vec![Self::put_inode(id, state)])?;
+        note_commit(id, state, &committed);
         Ok(())
     }
 
@@ -273,8 +277,7 @@ impl Fs {
         }
         if state.overlay.new_bytes() == 0 {
             if state.attributes_dirty || state.committed_size != state.inode.size {
-                let committed = self.commit(vec![Self::put_inode(node.id, &state)])?;
-                note_commit(node.id, &mut state, &committed);
+                self.commit_inode(node.id, &mut state)?;
             }
             return Ok(true);
         }
@@ -287,15 +290,12 @@ impl Fs {
 
     fn log_or_flush(&self, node: &Node) -> Result<(), FsError> {
         let flushing = node.flushing.lock();
-        let small = {
-            let mut state = node.state.write();
-            let small = fits_log(&state);
-            if small {
-                self.log_bytes(node.id, &mut state)?;
-            }
-            small
-        };
-        if small { Ok(()) } else { self.flush_unless_logged(node, flushing) }
+        let mut state = node.state.write();
+        if fits_log(&state) {
+            return self.log_bytes(node.id, &mut state);
+        }
+        drop(state);
+        self.flush_unless_logged(node, flushing)
     }
 
     /// Flushes what is new; bytes that the log has need no row to be durable.
