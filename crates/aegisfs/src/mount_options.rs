@@ -105,8 +105,8 @@ impl Options {
             ("nonempty", None) => self.nonempty = true,
             // What mount(8) and systemd keep for themselves.
             (
-                "defaults" | "relatime" | "auto" | "noauto" | "nofail" | "user" | "users" | "nouser"
-                | "owner" | "group" | "_netdev" | "async",
+                "defaults" | "relatime" | "nodiratime" | "diratime" | "auto" | "noauto" | "nofail" | "user"
+                | "users" | "nouser" | "owner" | "group" | "_netdev" | "async",
                 None,
             ) => {}
             (own, _) if own.starts_with("x-") || own == "comment" || own == "subtype" => {}

@@ -1,7 +1,8 @@
 //! Time comes from the caller, so that the simulator owns it.
 
+use rustix::time::{ClockId, clock_gettime};
 use std::sync::Mutex;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Nanoseconds since 1970, negative before; covers the years 1677 to 2262.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,13 +47,11 @@ impl Default for SystemClock {
 }
 
 impl Clock for SystemClock {
+    /// The kernel's own, by ticks: it stamps cached writes with it, and no file may look older than what was made before
+    /// it.
     fn now(&self) -> Timestamp {
-        match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(after) => Timestamp(i64::try_from(after.as_nanos()).unwrap_or(i64::MAX)),
-            Err(before) => {
-                Timestamp(i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, i64::wrapping_neg))
-            }
-        }
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        Timestamp::from_parts(now.tv_sec, now.tv_nsec as u32)
     }
 
     fn elapsed(&self) -> Duration {

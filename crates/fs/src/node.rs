@@ -27,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) state: CountedRwLock<NodeState>,
     /// Open handles.
     pub(crate) opens: AtomicU64,
+    /// When the kernel last read bytes to keep, in milliseconds from 1 on; 0 is never.
+    pub(crate) cached_at: AtomicU64,
     /// Whether it is in the list of nodes that may be dirty.
     pub(crate) listed: AtomicBool,
 }
@@ -75,6 +77,7 @@ impl Node {
             flushing: Mutex::new(()),
             state: CountedRwLock::new(&locks::NODES, state),
             opens: AtomicU64::new(0),
+            cached_at: AtomicU64::new(0),
             listed: AtomicBool::new(false),
         }
     }

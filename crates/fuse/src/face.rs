@@ -3,11 +3,11 @@
 use crate::abi::{
     COPY_FILE_RANGE_64, CopyFileRangeIn, CopyFileRangeOut, CreateIn, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE,
     ForgetOne, GetxattrOut, LseekOut, OpenOut, ReadIn, SetattrIn, StatfsOut, WRITE_CACHE, WRITE_KILL_SUIDGID,
-    WriteOut, fattr,
+    WriteIn, WriteOut, fattr,
 };
 use crate::ioctl;
 use crate::labels::Labels;
-use crate::reply::{DirentPlace, Reply, entry_out};
+use crate::reply::{DirentPlace, Notice, Reply, entry_out};
 use crate::request::{Operation, Request};
 use crate::session::Handler;
 use aegisfs_base::{InodeId, Timestamp};
@@ -29,6 +29,7 @@ const XATTR_CREATE_AND_REPLACE: u32 = XATTR_CREATE | XATTR_REPLACE;
 const O_ACCMODE: u32 = 3;
 const O_RDONLY: u32 = 0;
 const O_APPEND: u32 = 0o2_000;
+const O_DIRECT: u32 = libc::O_DIRECT as u32;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 /// The older of two replies tells copied bytes in 32 bits; and nobody waits long for one request.
@@ -87,7 +88,9 @@ impl Handler for FsFace {
     fn may_wait_long(&self, request: &Request<'_>) -> bool {
         use Operation as O;
         match &request.operation {
-            O::Write { .. } => self.fs.holds_writers(),
+            O::Write { input, .. } => {
+                self.fs.holds_writers() || self.passes_others(InodeId(request.node), input)
+            }
             O::Setattr(input) => input.valid & fattr::SIZE != 0,
             O::Fsync { .. } | O::Fsyncdir | O::Syncfs | O::Fallocate(_) | O::CopyFileRange(_) => true,
             _ => false,
@@ -166,7 +169,7 @@ impl FsFace {
             O::Open { flags } => {
                 let (handle, changed) = fs.open_to_write(node, flags & O_APPEND != 0)?;
                 open(handle, self.caching_for_writer(node), reply);
-                reply.outdated = changed.then_some(request.node);
+                reply.notice = changed.then(|| Notice::attributes(request.node));
             }
             O::Create { input, name } => {
                 let options = options(request, (input.mode, input.umask));
@@ -181,21 +184,16 @@ impl FsFace {
                 open(handle, self.caching_for_writer(made.id), reply);
             }
             O::Read(input) => {
-                let count = fs.read(HandleId(input.fh), input.offset, reply.space(input.size as usize))?;
+                let (handle, space) = (HandleId(input.fh), reply.space(input.size as usize));
+                let direct = input.flags & O_DIRECT != 0;
+                let read = if direct { Fs::read } else { Fs::read_into_cache };
+                let count = read(fs, handle, input.offset, space)?;
                 reply.truncate(count);
             }
-            O::Write { input, data } => {
-                let has = |flag: u32| input.write_flags & flag != 0;
-                let kind = WriteKind {
-                    cached: has(WRITE_CACHE),
-                    drops_privileges: has(WRITE_KILL_SUIDGID),
-                    appends: input.flags & O_APPEND != 0,
-                };
-                let count = fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
-                reply.push(&WriteOut { size: count as u32, padding: 0 });
-            }
+            O::Write { input, data } => self.write(node, &input, data, reply)?,
             O::Release { handle } => {
-                reply.outdated = fs.release(HandleId(handle))?.then_some(request.node);
+                let changed = fs.release(HandleId(handle))?;
+                reply.notice = changed.then(|| Notice::attributes(request.node));
             }
             O::Fsync { handle } => fs.fsync(HandleId(handle))?,
             // Directories have no handles.
@@ -210,8 +208,8 @@ impl FsFace {
             O::Readdirplus(input) => self.readdir(node, &input, true, reply)?,
             O::Fallocate(input) => {
                 // The kernel does not tell whether the caller may keep them; root may.
-                if request.uid != 0 {
-                    fs.drop_privileges(node)?;
+                if request.uid != 0 && fs.drop_privileges(node, request.gid)? {
+                    reply.notice = Some(Notice::attributes(request.node));
                 }
                 fs.fallocate(HandleId(input.fh), input.offset, input.length, input.mode)?;
             }
@@ -228,6 +226,31 @@ impl FsFace {
             _ => return self.dispatch_xattrs(request, reply),
         }
         Ok(())
+    }
+
+    fn write(&self, node: InodeId, input: &WriteIn, data: &[u8], reply: &mut Reply) -> Result<(), FsError> {
+        let has = |flag: u32| input.write_flags & flag != 0;
+        let kind = WriteKind {
+            cached: has(WRITE_CACHE),
+            drops_privileges: has(WRITE_KILL_SUIDGID),
+            appends: input.flags & O_APPEND != 0,
+        };
+        let written = self.fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
+        reply.push(&WriteOut { size: written.bytes as u32, padding: 0 });
+        if self.passes_others(node, input) {
+            reply.notice = Some(Notice::bytes(node.0, input.offset, data.len()));
+        } else if written.lost_powers {
+            reply.notice = Some(Notice::attributes(node.0));
+        }
+        Ok(())
+    }
+
+    /// Whether bytes go past the kernel's cache into which somebody may have read meanwhile what was there before. It
+    /// would stay there: the kernel forgets the range when such a write begins, and after it only when the writer waited
+    /// for it.
+    fn passes_others(&self, node: InodeId, input: &WriteIn) -> bool {
+        let direct = input.flags & O_DIRECT != 0 && input.write_flags & WRITE_CACHE == 0;
+        direct && self.fs.was_read_into_cache(node)
     }
 
     /// With little room left a writer has to hear of it at once, which the kernel's cache would not let it.

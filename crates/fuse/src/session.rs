@@ -10,7 +10,7 @@ use crate::abi::{
     InitIn, InitOut, MINOR_MIN, NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader, VERSION, init,
 };
 use crate::counters::{Counters, OpcodeCount, opcode_name};
-use crate::reply::Reply;
+use crate::reply::{Notice, Reply};
 use crate::request::{Operation, Request};
 use aegisfs_fs::Errno;
 use device::Readers;
@@ -20,6 +20,7 @@ use rustix::io::Errno as Io;
 use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -100,13 +101,28 @@ impl Default for SessionOptions {
     }
 }
 
+/// Work for the thread that may wait for the kernel.
+enum Aside {
+    /// Requests that wait until the kernel has written back.
+    Request(Vec<u8>),
+    /// What the kernel is to forget, although the request has been answered.
+    Notice(Notice),
+    /// There is nothing more.
+    End,
+}
+
+/// Threads that may wait at a time until the kernel has forgotten bytes. It waits for reads of them, and sends those
+/// only while it has fewer requests in the background than `max_background`: those that wait here are among them.
+const TELLING_MAX: usize = 32;
+
 struct Shared<H> {
     device: OwnedFd,
     handler: H,
     options: SessionOptions,
     counters: Counters,
-    /// Requests that wait until the kernel has written back.
-    aside: Mutex<Sender<Vec<u8>>>,
+    aside: Mutex<Sender<Aside>>,
+    /// Threads that tell the kernel of bytes.
+    telling: AtomicUsize,
     readers: Readers,
     rings: Rings,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -131,6 +147,7 @@ impl<H: Handler> Session<H> {
             options,
             counters: Counters::default(),
             aside: Mutex::new(sender),
+            telling: AtomicUsize::new(0),
             readers: Readers::default(),
             rings: Rings::new(),
             threads: Mutex::default(),
@@ -172,8 +189,7 @@ impl<H: Handler> Session<H> {
             }
         }
         let aside = lock(&self.aside).take();
-        // An empty request is the last one.
-        self.shared.set_aside(Vec::new());
+        self.shared.set_aside(Aside::End);
         if aside.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread that serves what waits for the kernel died");
         }
@@ -193,15 +209,31 @@ impl<H> Shared<H> {
         Ok(())
     }
 
-    fn set_aside(&self, request: Vec<u8>) {
+    fn set_aside(&self, work: Aside) {
         // Its thread only ends when told to.
-        let _ = lock(&self.aside).send(request);
+        let _ = lock(&self.aside).send(work);
     }
 
-    /// Tells the kernel that an inode's attributes are no longer what it keeps of them.
-    fn invalidate(&self, node: u64) {
+    /// Tells the kernel what no longer holds, before the request is answered that changed it; or soon after that, where
+    /// so many wait that it could not go on.
+    fn tell(&self, notice: Notice) {
+        if notice.bytes.is_none() {
+            return self.invalidate(notice);
+        }
+        if self.telling.fetch_add(1, Ordering::AcqRel) < TELLING_MAX {
+            self.invalidate(notice);
+        } else {
+            self.set_aside(Aside::Notice(notice));
+        }
+        self.telling.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Tells the kernel that what it keeps of an inode no longer holds.
+    fn invalidate(&self, notice: Notice) {
+        let Notice { node, bytes } = notice;
         // From -1 on: the content stays, which the kernel would have to write back first.
-        let notice = NotifyInvalInodeOut { ino: node, off: -1, len: 0 };
+        let (off, len) = bytes.map_or((-1, 0), |(offset, count)| (offset as i64, count as i64));
+        let notice = NotifyInvalInodeOut { ino: node, off, len };
         let len = (size_of::<OutHeader>() + size_of_val(&notice)) as u32;
         let header = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
         let bytes = [header.as_bytes(), notice.as_bytes()].concat();
@@ -276,8 +308,8 @@ fn handle<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Rep
         }
         Err(Errno::EIO)
     });
-    if let Some(node) = reply.outdated {
-        shared.invalidate(node);
+    if let Some(notice) = reply.notice.take() {
+        shared.tell(notice);
     }
     outcome
 }
@@ -375,6 +407,7 @@ mod tests {
             options: SessionOptions::default(),
             counters: Counters::default(),
             aside: Mutex::new(channel().0),
+            telling: AtomicUsize::new(0),
             readers: Readers::default(),
             rings: Rings::new(),
             threads: Mutex::default(),

@@ -250,6 +250,92 @@ fn a_copied_range_is_shared_across_files() {
     stage.check();
 }
 
+/// Writes a file past the kernel's cache without waiting, while others read it through the cache; afterwards everybody
+/// has to read what was written.
+const ASYNCHRONOUS: &str = r#"
+import ctypes, mmap, os, platform, struct, sys, time
+PIECE, PIECES = 65536, 10
+SETUP, GETEVENTS, SUBMIT = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2)}[platform.machine()]
+system = ctypes.CDLL(None, use_errno=True).syscall
+
+def checked(result):
+    assert result >= 0, os.strerror(ctypes.get_errno())
+    return result
+
+path = sys.argv[1]
+open(path, "wb").write(bytes(PIECE * PIECES))
+readers = []
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        while True:
+            with open(path, "rb", buffering=0) as f:
+                while f.read(PIECE):
+                    pass
+    readers.append(child)
+try:
+    context = ctypes.c_ulong(0)
+    checked(system(SETUP, 16, ctypes.byref(context)))
+    file = os.open(path, os.O_WRONLY | os.O_DIRECT)
+    plain = os.open(path, os.O_RDONLY)
+    buffer = mmap.mmap(-1, PIECE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    end, rounds = time.monotonic() + 6, 0
+    while time.monotonic() < end or rounds < 20:
+        rounds += 1
+        buffer[:] = bytes([rounds % 255 + 1]) * PIECE
+        orders = [ctypes.create_string_buffer(
+            struct.pack("=QIIHhIQQqQII", n, 0, 0, 1, 0, file, address, PIECE, n * PIECE, 0, 0, 0)) for n in range(PIECES)]
+        pointers = (ctypes.c_void_p * PIECES)(*[ctypes.addressof(order) for order in orders])
+        assert checked(system(SUBMIT, context, ctypes.c_long(PIECES), pointers)) == PIECES
+        events = ctypes.create_string_buffer(32 * PIECES)
+        got = checked(system(GETEVENTS, context, ctypes.c_long(PIECES), ctypes.c_long(PIECES), events, None))
+        assert got == PIECES
+        for n in range(PIECES):
+            assert struct.unpack_from("=q", events, 32 * n + 16)[0] == PIECE
+        for n in range(PIECES):
+            read = os.pread(plain, PIECE, n * PIECE)
+            assert read == buffer[:], "round %d, piece %d: %d where %d was written" % (rounds, n, read[0], buffer[0])
+finally:
+    for child in readers:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+"#;
+
+#[test]
+fn what_is_written_past_the_cache_is_read_through_it() {
+    if !can_mount("what_is_written_past_the_cache_is_read_through_it") {
+        return;
+    }
+    let stage = Stage::image("256M");
+    stage.mount();
+    let path = stage.at("file");
+    must("timeout", &["120", "python3", "-c", ASYNCHRONOUS, path.to_str().unwrap()]);
+    stage.umount();
+    stage.check();
+}
+
+/// The kernel stamps what it caches, we the rest.
+#[test]
+fn nothing_looks_older_than_what_was_before_it() {
+    if !can_mount("nothing_looks_older_than_what_was_before_it") {
+        return;
+    }
+    let stage = Stage::image("256M");
+    stage.mount();
+    let mut last = std::time::UNIX_EPOCH;
+    for n in 0..300 {
+        let path = stage.at(&format!("file-{n}"));
+        let file = File::create(&path).unwrap();
+        let born = file.metadata().unwrap().created().unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        let changed = file.metadata().unwrap().modified().unwrap();
+        assert!(last <= born && born <= changed, "{n}: {last:?}, then {born:?}, then {changed:?}");
+        last = changed;
+    }
+    stage.umount();
+}
+
 // Asked for by statx(2) like this, the time of birth is the one thing that the kernel does not have.
 #[test]
 fn the_time_of_birth_stays() {

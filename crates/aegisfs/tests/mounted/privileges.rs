@@ -4,7 +4,7 @@ use crate::stage::{Stage, can_mount, must};
 
 /// Writes, truncates, allocates or gives away files that have powers, as an ordinary user where that matters.
 const SCRIPT: &str = r#"
-import os, sys
+import mmap, os, subprocess, sys
 os.chdir(sys.argv[1])
 CAPS = bytes([1, 0, 0, 2, 0, 0x20]) + bytes(14)
 
@@ -49,6 +49,26 @@ def allocate():
     with open("allocated", "r+b") as f:
         os.posix_fallocate(f.fileno(), 0, 100000)
 name = made("allocated"); as_user(allocate); assert mode(name) == 0o777, oct(mode(name))
+# Seen at once by whoever asks for the mode alone, which the kernel may have kept.
+def shown(name):
+    return int(subprocess.check_output(["stat", "-c", "%a", name]), 8)
+def past_the_cache(name):
+    fd = os.open(name, os.O_WRONLY | os.O_DIRECT)
+    os.fstat(fd)
+    os.writev(fd, [mmap.mmap(-1, 4096)])
+    assert shown(name) == 0o777, oct(shown(name))
+    os.close(fd)
+name = made("direct"); mode(name); as_user(lambda: past_the_cache(name)); assert mode(name) == 0o777, oct(mode(name))
+def within(name):
+    with open(name, "r+b") as f:
+        os.fstat(f.fileno())
+        os.posix_fallocate(f.fileno(), 0, 3)
+        assert shown(name) & 0o4000 == 0, oct(shown(name))
+name = made("within"); mode(name); as_user(lambda: within(name)); assert mode(name) == 0o777, oct(mode(name))
+# Setgid without the group's execution bit stays with the group's own.
+name = made("foreign", 0o6666); as_user(lambda: within(name)); assert mode(name) == 0o666, oct(mode(name))
+name = made("own", 0o666); os.chown(name, 65534, 65534); os.chmod(name, 0o6666)
+as_user(lambda: within(name)); assert mode(name) == 0o2666, oct(mode(name))
 for n, change in enumerate([append, lambda n: os.truncate(n, 1), lambda n: os.chown(n, 1, 1)]):
     name = made("caps%d" % n, 0o755, True)
     assert has_caps(name)

@@ -36,6 +36,15 @@ impl Default for WriteKind {
     }
 }
 
+/// What writing did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes, all of them.
+    pub bytes: usize,
+    /// The file's mode lost setuid or setgid.
+    pub lost_powers: bool,
+}
+
 /// The attribute that gives a program powers; it does not outlive a change of the program.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
@@ -45,7 +54,7 @@ impl Fs {
     /// # Errors
     /// `TooLarge`, `BadHandle`, `NotPermitted` to an immutable file, no space, or a fault.
     pub fn write(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize, FsError> {
-        self.write_with(handle, offset, data, WriteKind::default())
+        Ok(self.write_with(handle, offset, data, WriteKind::default())?.bytes)
     }
 
     /// The same, as it came about.
@@ -58,10 +67,10 @@ impl Fs {
         offset: u64,
         data: &[u8],
         kind: WriteKind,
-    ) -> Result<usize, FsError> {
+    ) -> Result<Written, FsError> {
         let (node, access) = self.handle_access(handle)?;
         if data.is_empty() {
-            return Ok(0);
+            return Ok(Written::default());
         }
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
         let end = end.ok_or(FsError::TooLarge)?;
@@ -85,7 +94,9 @@ impl Fs {
         drop(entering);
         state.fit_promise(&self.store, Some(promise));
         state.inode.size = state.inode.size.max(end);
+        let mode = state.inode.mode;
         self.stamp(&node, &mut state, kind);
+        let lost_powers = state.inode.mode != mode;
         if was_clean {
             state.dirty_since = state.written;
         }
@@ -97,7 +108,7 @@ impl Fs {
             self.wake_flusher();
         }
         self.sync_if_asked(&node)?;
-        Ok(data.len())
+        Ok(Written { bytes: data.len(), lost_powers })
     }
 
     pub(super) fn stamp(&self, node: &Arc<Node>, state: &mut NodeState, kind: WriteKind) {
@@ -114,21 +125,26 @@ impl Fs {
         self.nodes.note_dirty(node);
     }
 
-    /// Takes powers from a file that is about to change.
+    /// Takes powers from a file that somebody of a group is about to change. Says whether its mode showed any.
     ///
     /// # Errors
     /// `NotFound`, `NotPermitted` when it is immutable, or a fault.
-    pub fn drop_privileges(&self, id: InodeId) -> Result<(), FsError> {
+    pub fn drop_privileges(&self, id: InodeId, group: u32) -> Result<bool, FsError> {
         let node = self.node(id)?;
         let mut state = node.state.write();
         state.refuse_immutable()?;
         self.drop_capability(&node, &mut state)?;
         let before = state.inode.mode;
         drop_set_bits(&mut state.inode);
-        if state.inode.mode != before {
+        // What setgid means without the group's execution bit is for those of the group to keep.
+        if group != state.inode.gid {
+            state.inode.mode &= !S_ISGID;
+        }
+        let lost_powers = state.inode.mode != before;
+        if lost_powers {
             self.keep_for_later(&node, &mut state);
         }
-        Ok(())
+        Ok(lost_powers)
     }
 
     /// Removes the attribute that gives powers, if the file may have it.
