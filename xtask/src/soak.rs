@@ -18,6 +18,8 @@ const FLIPS: &str = "10000";
 const FILES: &str = "10000000";
 /// The ways to mount on which pjdfstest and the programs run, each for itself: transport and cache.
 const WAYS: [(&str, &str); 4] = [("on", "on"), ("on", "off"), ("off", "on"), ("off", "off")];
+/// Names a built tree of xfstests.
+const XFSTESTS: &str = "AEGISFS_XFSTESTS";
 /// How a suite begins the line in which it tells its points.
 const MARK: &str = "crash points: ";
 
@@ -46,6 +48,7 @@ pub(crate) fn run(points: Option<&str>) -> Result<()> {
         WAYS.iter().try_for_each(|way| check_posix(*way))?;
         let options = WAYS.map(|(rings, writeback)| format!("io_uring={rings},writeback={writeback}"));
         programs::soak(&options)?;
+        run_xfstests()?;
     }
     Ok(())
 }
@@ -62,6 +65,21 @@ fn run_mounted(which: &str, variables: &[(&str, &str)]) -> Result<()> {
     let mut command = shell::command(&[&line[..], &["--", which, "--nocapture"]].concat());
     let status = command.envs(variables.iter().copied()).status()?;
     ensure!(status.success(), "{which} failed with {variables:?}: {status}");
+    Ok(())
+}
+
+/// The generic group of xfstests, which no package has: whoever wants it says where a built tree is.
+fn run_xfstests() -> Result<()> {
+    let Some(tree) = std::env::var_os(XFSTESTS) else {
+        println!("soak: xfstests are left out: {XFSTESTS} names no built tree of them");
+        return Ok(());
+    };
+    println!("soak: the generic tests of xfstests");
+    programs::build()?;
+    let mut command = shell::command(&["bash", "tests/xfstests/run.sh"]);
+    let program = shell::root().join("target/release/aegisfs");
+    let status = command.arg(tree).arg("auto").env("AEGISFS", program).status()?;
+    ensure!(status.success(), "xfstests failed: {status}");
     Ok(())
 }
 

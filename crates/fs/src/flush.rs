@@ -4,7 +4,7 @@ mod threads;
 
 use crate::FsError;
 use crate::fs::{Fs, HEAD, note_commit};
-use crate::node::{Node, NodeState};
+use crate::node::{Logged, Node, NodeState};
 use crate::overlay::Overlay;
 use aegisfs_base::limits::{INLINE_BYTES_MAX, LOG_PAYLOAD_BYTES_MAX};
 use aegisfs_base::{InodeId, Sequence};
@@ -15,6 +15,7 @@ use aegisfs_format::value::Inode;
 use aegisfs_store::{Committed, Ingested, Piece, Reservation, StoreError};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 pub use threads::Flusher;
 
@@ -26,6 +27,8 @@ const BATCH_STRETCHES_MAX: usize = 1000;
 const BATCH_BYTES_MAX: u64 = 4 << 20;
 /// Most bytes of one file in one change: their chunks are described in it.
 const LEAVING_BYTES_MAX: u64 = 32 << 20;
+/// Bytes in the log that a file may have overwritten however few it holds.
+const LOGGED_SLACK: u64 = 1 << 20;
 
 /// What of a file is to leave memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +132,9 @@ impl Fs {
             true => state.committed_size.max(bytes.end()).min(state.inode.size),
             false => state.inode.size,
         };
+        if !more {
+            state.logged = Logged::default();
+        }
         let whole = !more && bytes.ranges().gaps(0, size).is_empty();
         let staying = state.worst_case_bytes(&self.store);
         let mut promised = state.promised.take();
@@ -281,7 +287,7 @@ impl Fs {
             }
             return Ok(true);
         }
-        let fits = fits_log(&state);
+        let fits = self.fits_log(&state);
         if fits {
             self.log_bytes(node.id, &mut state)?;
         }
@@ -291,7 +297,7 @@ impl Fs {
     fn log_or_flush(&self, node: &Node) -> Result<(), FsError> {
         let flushing = node.flushing.lock();
         let mut state = node.state.write();
-        if fits_log(&state) {
+        if self.fits_log(&state) {
             return self.log_bytes(node.id, &mut state);
         }
         drop(state);
@@ -313,13 +319,26 @@ impl Fs {
         for (offset, bytes) in state.overlay.new_runs() {
             ops.push(Op::Pending { inode: id, offset, bytes: bytes.to_vec() });
         }
+        let bytes = state.overlay.new_bytes();
         let committed = self.commit(ops)?;
         note_commit(id, state, &committed);
+        state.logged.add(bytes, &self.logged_bytes);
         state.last_pending = committed.sequence;
         state.overlay.mark_logged();
         // What is on its way to the store was in the log before.
         state.committed_size = state.inode.size;
         Ok(())
+    }
+
+    /// Whether a file's new bytes are few enough for the log. What stands there and was overwritten since is given back
+    /// only with the rest of the file, and until then takes room among the metadata.
+    fn fits_log(&self, state: &NodeState) -> bool {
+        let new = state.overlay.new_bytes();
+        let few = || state.overlay.new_runs().count() <= BATCH_STRETCHES_MAX;
+        let with_dead = state.logged.bytes() + new;
+        let is_live = with_dead <= LOGGED_SLACK.max(2 * state.overlay.waiting_bytes());
+        let is_room = || self.logged_bytes.load(Ordering::Acquire) + new <= self.logged_bytes_max;
+        new > 0 && new <= LOG_PAYLOAD_BYTES_MAX as u64 && !state.dead && is_live && is_room() && few()
     }
 
     /// Writes out every dirty file, in batches, and makes everything durable.
@@ -394,13 +413,6 @@ impl Fs {
         }
         outcome
     }
-}
-
-/// Whether a file's new bytes are few enough for the log.
-fn fits_log(state: &NodeState) -> bool {
-    let new = state.overlay.new_bytes();
-    let few = || state.overlay.new_runs().count() <= BATCH_STRETCHES_MAX;
-    new > 0 && new <= LOG_PAYLOAD_BYTES_MAX as u64 && !state.dead && few()
 }
 
 impl Leaving<'_> {

@@ -23,6 +23,10 @@ use std::time::Duration;
 pub const ROOT: InodeId = InodeId(1);
 /// Windows of the branch that a mount shows.
 pub(crate) const HEAD: BranchId = BranchId(0);
+/// The part of a filesystem that bytes in the log may take, and its bounds.
+const LOGGED_PART: u64 = 64;
+const LOGGED_BYTES_MIN: u64 = 2 << 20;
+const LOGGED_BYTES_MAX: u64 = 96 << 20;
 /// A file with fewer bytes in memory than these is not what fills it.
 pub(crate) const SMALL_BYTES: u64 = 1 << 20;
 
@@ -96,6 +100,10 @@ pub struct Fs {
     pub(crate) renaming: Mutex<()>,
     /// Bytes in overlays.
     pub(crate) dirty_bytes: AtomicU64,
+    /// Bytes of files that stand in the log, and so among the metadata, until their files are stored.
+    pub(crate) logged_bytes: Arc<AtomicU64>,
+    /// So many of them at most.
+    pub(crate) logged_bytes_max: u64,
     /// Where writers wait while too many bytes are in memory.
     pub(crate) gate: Gate,
     /// Signalled when there may be something to write out.
@@ -136,6 +144,7 @@ impl Fs {
         let hasher = NameHasher::new(store.pool().superblock().name_key);
         let clock = Arc::clone(store.clock());
         let soft_reserve_bytes = options.soft_reserve_bytes.min(store.capacity().0 / 8);
+        let logged_bytes_max = (store.capacity().0 / LOGGED_PART).clamp(LOGGED_BYTES_MIN, LOGGED_BYTES_MAX);
         let options = FsOptions { soft_reserve_bytes, ..options };
         let fs = Self {
             store,
@@ -147,6 +156,8 @@ impl Fs {
             clock,
             renaming: Mutex::default(),
             dirty_bytes: AtomicU64::new(0),
+            logged_bytes: Arc::default(),
+            logged_bytes_max,
             gate: Gate::default(),
             work: Default::default(),
         };
@@ -287,7 +298,10 @@ impl Fs {
         })?;
         match problem {
             Some(error) => Err(error.into()),
-            None => Ok(()),
+            None => {
+                state.logged.add(state.overlay.waiting_bytes(), &self.logged_bytes);
+                Ok(())
+            }
         }
     }
 

@@ -33,6 +33,33 @@ pub(crate) struct Node {
     pub(crate) listed: AtomicBool,
 }
 
+/// Bytes of one file in the log, which count among those of all files.
+#[derive(Debug, Default)]
+pub(crate) struct Logged {
+    bytes: u64,
+    total: Option<Arc<AtomicU64>>,
+}
+
+impl Logged {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn add(&mut self, bytes: u64, total: &Arc<AtomicU64>) {
+        total.fetch_add(bytes, Ordering::AcqRel);
+        self.bytes += bytes;
+        self.total.get_or_insert_with(|| Arc::clone(total));
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        if let Some(total) = &self.total {
+            total.fetch_sub(self.bytes, Ordering::AcqRel);
+        }
+    }
+}
+
 /// What of an inode changes.
 #[derive(Default)]
 pub(crate) struct NodeState {
@@ -50,6 +77,8 @@ pub(crate) struct NodeState {
     pub(crate) last: Sequence,
     /// The last change that put bytes of this node into the log.
     pub(crate) last_pending: Sequence,
+    /// Bytes that the log was given since all of them left, also those that were overwritten since.
+    pub(crate) logged: Logged,
     /// Room promised for `overlay`.
     pub(crate) promised: Option<Reservation>,
     /// When the overlay last grew, by the clock that only moves forward.

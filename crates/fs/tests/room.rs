@@ -157,3 +157,32 @@ fn the_room_kept_for_cached_writes_is_refused_to_others() {
     let found = fs.peek(aegisfs_fs::ROOT, b"cached").map(drop);
     assert!(matches!(found, Err(FsError::NotFound)));
 }
+
+// What was overwritten in the log stayed among the metadata until its file settled, which one that is synced all the time
+// never does: the metadata took the whole device, and kept it.
+#[test]
+fn what_is_overwritten_and_synced_takes_no_room() {
+    let world = large();
+    let (fs, flusher) = streaming(&world);
+    let rng = SeededRng::new(5);
+    let (_, handle) = create(&fs, b"overwritten");
+    let free = fs.store().free_bytes();
+    let mut content = vec![0; 10 << 16];
+    let mut piece = vec![0; 1 << 16];
+    for _ in 0..3000 {
+        let at = rng.below(10) as usize * piece.len();
+        rng.fill(&mut piece);
+        fs.write(handle, at as u64, &piece).unwrap();
+        fs.fsync(handle).unwrap();
+        content[at..at + piece.len()].copy_from_slice(&piece);
+    }
+    fs.sync().unwrap();
+    let mut found = vec![0; content.len()];
+    fs.read(handle, 0, &mut found).unwrap();
+    assert!(found == content);
+    let report = fs.store().space_report().unwrap();
+    assert!(report.metadata_bytes < 40 << 20, "{report:?}");
+    let left = fs.store().free_bytes();
+    assert!(left + (24 << 20) > free, "{left} of {free} are free");
+    drop(flusher);
+}

@@ -29,6 +29,8 @@ const XATTR_CREATE_AND_REPLACE: u32 = XATTR_CREATE | XATTR_REPLACE;
 const O_ACCMODE: u32 = 3;
 const O_RDONLY: u32 = 0;
 const O_APPEND: u32 = 0o2_000;
+/// Marks handles of which the kernel was told not to keep pages; there are not so many handles.
+const DIRECT_HANDLE: u64 = 1 << 63;
 const O_DIRECT: u32 = libc::O_DIRECT as u32;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
@@ -184,18 +186,18 @@ impl FsFace {
                 open(handle, self.caching_for_writer(made.id), reply);
             }
             O::Read(input) => {
-                let (handle, space) = (HandleId(input.fh), reply.space(input.size as usize));
-                let direct = input.flags & O_DIRECT != 0;
+                let (handle, space) = (handle_of(input.fh), reply.space(input.size as usize));
+                let direct = input.flags & O_DIRECT != 0 || input.fh & DIRECT_HANDLE != 0;
                 let read = if direct { Fs::read } else { Fs::read_into_cache };
                 let count = read(fs, handle, input.offset, space)?;
                 reply.truncate(count);
             }
             O::Write { input, data } => self.write(node, &input, data, reply)?,
             O::Release { handle } => {
-                let changed = fs.release(HandleId(handle))?;
+                let changed = fs.release(handle_of(handle))?;
                 reply.notice = changed.then(|| Notice::attributes(request.node));
             }
-            O::Fsync { handle } => fs.fsync(HandleId(handle))?,
+            O::Fsync { handle } => fs.fsync(handle_of(handle))?,
             // Directories have no handles.
             O::Fsyncdir => fs.fsync_inode(node)?,
             O::Syncfs => fs.sync()?,
@@ -211,7 +213,7 @@ impl FsFace {
                 if request.uid != 0 && fs.drop_privileges(node, request.gid)? {
                     reply.notice = Some(Notice::attributes(request.node));
                 }
-                fs.fallocate(HandleId(input.fh), input.offset, input.length, input.mode)?;
+                fs.fallocate(handle_of(input.fh), input.offset, input.length, input.mode)?;
             }
             O::Lseek(input) => {
                 let whence = match input.whence {
@@ -219,7 +221,7 @@ impl FsFace {
                     SEEK_HOLE => Whence::Hole,
                     _ => return Err(FsError::Invalid),
                 };
-                reply.push(&LseekOut { offset: fs.lseek(HandleId(input.fh), input.offset, whence)? });
+                reply.push(&LseekOut { offset: fs.lseek(handle_of(input.fh), input.offset, whence)? });
             }
             O::CopyFileRange(input) => self.copy_range(&input, request.opcode, reply)?,
             O::Statfs => self.statfs(reply)?,
@@ -235,7 +237,7 @@ impl FsFace {
             drops_privileges: has(WRITE_KILL_SUIDGID),
             appends: input.flags & O_APPEND != 0,
         };
-        let written = self.fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
+        let written = self.fs.write_with(handle_of(input.fh), input.offset, data, kind)?;
         reply.push(&WriteOut { size: written.bytes as u32, padding: 0 });
         if self.passes_others(node, input) {
             reply.notice = Some(Notice::bytes(node.0, input.offset, data.len()));
@@ -249,8 +251,8 @@ impl FsFace {
     /// would stay there: the kernel forgets the range when such a write begins, and after it only when the writer waited
     /// for it.
     fn passes_others(&self, node: InodeId, input: &WriteIn) -> bool {
-        let direct = input.flags & O_DIRECT != 0 && input.write_flags & WRITE_CACHE == 0;
-        direct && self.fs.was_read_into_cache(node)
+        let direct = input.flags & O_DIRECT != 0 || input.fh & DIRECT_HANDLE != 0;
+        direct && input.write_flags & WRITE_CACHE == 0 && self.fs.was_read_into_cache(node)
     }
 
     /// With little room left a writer has to hear of it at once, which the kernel's cache would not let it.
@@ -322,8 +324,8 @@ impl FsFace {
     }
 
     fn copy_range(&self, input: &CopyFileRangeIn, opcode: u32, reply: &mut Reply) -> Result<(), FsError> {
-        let from = CopyEnd { handle: HandleId(input.fh_in), offset: input.off_in };
-        let to = CopyEnd { handle: HandleId(input.fh_out), offset: input.off_out };
+        let from = CopyEnd { handle: handle_of(input.fh_in), offset: input.off_in };
+        let to = CopyEnd { handle: handle_of(input.fh_out), offset: input.off_out };
         let copied = self.fs.copy_range(from, to, input.len.min(COPY_BYTES_MAX))?;
         match opcode {
             COPY_FILE_RANGE_64 => reply.push(&CopyFileRangeOut { bytes_copied: copied }),
@@ -359,7 +361,12 @@ pub(crate) fn number(error: &FsError, request: &Request<'_>) -> Errno {
 }
 
 fn open(handle: HandleId, open_flags: u32, reply: &mut Reply) {
-    reply.push(&OpenOut { fh: handle.0, open_flags, backing_id: 0 });
+    let direct = if open_flags & FOPEN_DIRECT_IO == 0 { 0 } else { DIRECT_HANDLE };
+    reply.push(&OpenOut { fh: handle.0 | direct, open_flags, backing_id: 0 });
+}
+
+fn handle_of(fh: u64) -> HandleId {
+    HandleId(fh & !DIRECT_HANDLE)
 }
 
 /// What a new inode gets, by the mode and the umask of a request.

@@ -40,12 +40,20 @@ pub struct Reply {
     bound: bool,
     /// What the kernel is told to forget first.
     pub(crate) notice: Option<Notice>,
+    /// Somebody else takes requests meanwhile, should this one have to wait for the kernel.
+    pub(crate) is_late: bool,
 }
 
 impl Reply {
     /// A reply whose body has room for so many bytes and never moves, so that the kernel may read and write it.
     pub(crate) fn with_room(bytes: usize) -> Self {
-        Self { bytes: vec![0; HEADER_BYTES + bytes], length: HEADER_BYTES, bound: true, notice: None }
+        Self {
+            bytes: vec![0; HEADER_BYTES + bytes],
+            length: HEADER_BYTES,
+            bound: true,
+            notice: None,
+            is_late: false,
+        }
     }
 
     /// The room for the body. It holds what was left there.
@@ -57,6 +65,7 @@ impl Reply {
     pub(crate) fn clear(&mut self) {
         self.length = 0;
         self.notice = None;
+        self.is_late = false;
         self.push_bytes(&[0; HEADER_BYTES]);
     }
 

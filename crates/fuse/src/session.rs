@@ -215,12 +215,12 @@ impl<H> Shared<H> {
     }
 
     /// Tells the kernel what no longer holds, before the request is answered that changed it; or soon after that, where
-    /// so many wait that it could not go on.
-    fn tell(&self, notice: Notice) {
+    /// nobody else would take the reads for which it may have to wait.
+    fn tell(&self, notice: Notice, is_late: bool) {
         if notice.bytes.is_none() {
             return self.invalidate(notice);
         }
-        if self.telling.fetch_add(1, Ordering::AcqRel) < TELLING_MAX {
+        if self.telling.fetch_add(1, Ordering::AcqRel) < TELLING_MAX && is_late {
             self.invalidate(notice);
         } else {
             self.set_aside(Aside::Notice(notice));
@@ -309,7 +309,7 @@ fn handle<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Rep
         Err(Errno::EIO)
     });
     if let Some(notice) = reply.notice.take() {
-        shared.tell(notice);
+        shared.tell(notice, reply.is_late);
     }
     outcome
 }

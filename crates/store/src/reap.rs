@@ -21,7 +21,7 @@ const REAP_XATTRS_MAX: usize = 64;
 /// Orphans looked at in one go.
 const REAP_BATCH: usize = 64;
 /// Orphans let go that are reaped without further delay.
-const RELEASED_AT_ONCE: usize = 4096;
+pub(crate) const RELEASED_AT_ONCE: usize = 4096;
 
 /// First byte of the entry of an inode that is gone.
 const GONE: u8 = 0;

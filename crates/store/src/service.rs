@@ -1,5 +1,6 @@
 //! The thread that does what nobody waits for: log writes, checkpoints, reaping.
 
+use crate::reap::RELEASED_AT_ONCE;
 use crate::store::{LOG_TRANSACTIONS, Store};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,11 +75,17 @@ fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
         // meanwhile wakes nobody.
         load_dedup(store, stop, intervals.log);
         let idle = || !store.dedup.is_loading() && !stop.load(Ordering::Acquire);
+        // Whoever let an orphan go while this thread was at work has woken nobody.
+        let released = || store.space.released.lock().len();
         store.dozing.store(true, Ordering::Release);
-        pause(store, intervals.checkpoint, || store.log.queued_transactions() == 0 && idle());
+        pause(store, intervals.checkpoint, || {
+            store.log.queued_transactions() == 0 && released() == 0 && idle()
+        });
         store.dozing.store(false, Ordering::Release);
         pause(store, intervals.log, || {
-            store.log.queued_transactions() < intervals.log_transactions && idle()
+            store.log.queued_transactions() < intervals.log_transactions
+                && released() < RELEASED_AT_ONCE
+                && idle()
         });
         if stop.load(Ordering::Acquire) || store.check_writable().is_err() {
             return;

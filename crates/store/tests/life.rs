@@ -6,8 +6,12 @@ use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::Inode;
 use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
-use aegisfs_store::{Piece, Store, StoreError, StoreOptions, Tables, create, open, versions};
+use aegisfs_store::reap::orphan_inode_value;
+use aegisfs_store::{
+    Intervals, Piece, Service, Store, StoreError, StoreOptions, Tables, create, open, versions,
+};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 const HEAD: BranchId = BranchId(0);
 
@@ -211,4 +215,45 @@ fn a_change_that_was_seen_is_durable_after_a_sync_to_the_last_one() {
             assert!(store.durable_sequence() >= last, "{last} cannot be made durable yet");
         }
     });
+}
+
+/// Also what is let go just when the service thread has looked for the last time.
+#[test]
+fn what_is_let_go_is_reaped_soon() {
+    let rng = SeededRng::new(31);
+    let device = format(256 << 20, &rng);
+    let store = Arc::new(mount(&device, &rng));
+    let intervals = Intervals {
+        log: Duration::from_millis(1),
+        checkpoint: Duration::from_secs(600),
+        ..Intervals::default()
+    };
+    let service = Service::start(Arc::clone(&store), intervals).unwrap();
+    for n in 0..3000u64 {
+        let inode = InodeId(100 + n);
+        store.hold_orphan(inode);
+        let stem = key::inode(inode).to_vec();
+        let value = Inode::default().encode();
+        let ops = vec![
+            Op::PutVersion { table: Table::Inode, stem: stem.clone(), value },
+            Op::PutVersion { table: Table::Orphans, stem, value: orphan_inode_value() },
+        ];
+        store.commit(HEAD, ops, Vec::new()).unwrap();
+        // Anywhere in what the service does with that change.
+        let until = Instant::now() + Duration::from_micros(rng.below(3000));
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        store.release_orphan(inode);
+        let is_there = || {
+            let view = store.head_view(HEAD).unwrap();
+            versions::visible(&store.view(), Table::Inode, &key::inode(inode), &view).unwrap().is_some()
+        };
+        let late = Instant::now() + Duration::from_secs(5);
+        while is_there() {
+            assert!(Instant::now() < late, "orphan {n} was forgotten");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    drop(service);
 }

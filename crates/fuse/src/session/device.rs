@@ -139,6 +139,7 @@ pub(super) fn take<H: Handler>(shared: &Arc<Shared<H>>, bytes: &[u8], reply: &mu
         return false;
     }
     let late = shared.handler.may_wait_long(&request);
+    reply.is_late = late;
     match if late { answer_late(shared, &request, reply) } else { answer(shared, &request, reply) } {
         Answer::Now(outcome) => send(shared, &request, reply, outcome),
         Answer::WrittenBack => shared.set_aside(Aside::Request(bytes.to_vec())),
