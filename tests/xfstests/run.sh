@@ -116,9 +116,14 @@ for which in "$@"; do
         mapfile -t -O "${#tests[@]}" tests < <(grep -w -- "$which" tests/generic/group.list | cut -d' ' -f1)
     fi
 done
+((${#tests[@]})) || { echo "there are no such tests" >&2; exit 1; }
 seconds=${AEGISFS_XFSTESTS_SECONDS:-900}
 declare -A passed=() expected=() failed=() left_out=()
 for number in "${tests[@]}"; do
+    if reason=$(grep "^$number never" "$here/expected.txt"); then
+        left_out[$number]="$number ${reason#* }"
+        continue
+    fi
     setsid timeout --kill-after=10 "$seconds" ./check "generic/$number" > "$folder/out" 2>&1 < /dev/null &
     RUNNING=$!
     status=0
@@ -128,19 +133,19 @@ for number in "${tests[@]}"; do
         left_out[$number]=$(sed -n 's/.*\[not run\] //p' "$folder/out" | head -n 1)
     elif [[ $status == 0 ]] && grep -q '^Passed all' "$folder/out"; then
         passed[$number]=1
-    elif reason=$(grep "^$number " "$here/expected.txt"); then
+    elif ((status < 124)) && ! grep -q _fuse_check "$folder/out" && reason=$(grep "^$number " "$here/expected.txt"); then
         expected[$number]=1
         echo "generic/$number fails as expected: ${reason#* }"
     else
         failed[$number]=1
         echo "generic/$number FAILED ($status):"
-        sed -n '/^generic/,$p' "$folder/out" | sed 's/^/    /' | head -n 40
+        sed -n '/^generic/,$p' "$folder/out" | sed -n 's/^/    /; 1,40p'
         for place in scratch test; do
             ! mountpoint -q "$folder/$place" || timeout 60 umount "$folder/$place" || timeout 60 umount --lazy "$folder/$place"
         done
     fi
 done
-printf '%s\n' "${left_out[@]}" | sed 's#/[^ ]*\.img#IMAGE#' | sort | uniq -c | sort -rn | sed 's/^/   not run: /' | head -n 30
+printf '%s\n' "${left_out[@]}" | sed 's#/[^ ]*\.img#IMAGE#' | sort | uniq -c | sort -rn | sed -n 's/^/   not run: /; 1,30p'
 echo "xfstests generic: ${#tests[@]} asked for: ${#passed[@]} passed, ${#expected[@]} failed as expected, ${#failed[@]} failed," \
     "${#left_out[@]} need what there is not here"
-((${#failed[@]} == 0))
+((${#failed[@]} == 0 && ${#passed[@]} > 0))

@@ -57,6 +57,8 @@ struct Leaving<'n> {
     inline: bool,
     /// The last change that put bytes of this file into the log before they left.
     pending: Sequence,
+    /// What the log holds of them, and of what they took the place of; until they lie in rows.
+    logged: Logged,
     /// Room for the bytes; theirs until they lie in rows.
     promised: Option<Reservation>,
     _flushing: MutexGuard<'n, ()>,
@@ -132,9 +134,7 @@ impl Fs {
             true => state.committed_size.max(bytes.end()).min(state.inode.size),
             false => state.inode.size,
         };
-        if !more {
-            state.logged = Logged::default();
-        }
+        let logged = if more { Logged::default() } else { std::mem::take(&mut state.logged) };
         let whole = !more && bytes.ranges().gaps(0, size).is_empty();
         let staying = state.worst_case_bytes(&self.store);
         let mut promised = state.promised.take();
@@ -149,6 +149,7 @@ impl Fs {
             taken: self.clock.elapsed(),
             inline: size <= INLINE_BYTES_MAX as u64 && whole && state.inode.allocated == 0 && !state.outlined,
             pending: state.last_pending,
+            logged,
             promised,
             _flushing: flushing,
         })
@@ -170,6 +171,7 @@ impl Fs {
                 let older = state.leaving.take().unwrap_or_default();
                 let waiting = older.waiting_bytes() + state.overlay.waiting_bytes();
                 state.overlay.put_under((*older).clone());
+                state.logged.join(std::mem::take(&mut file.logged));
                 self.count_waiting(waiting, state.overlay.waiting_bytes());
                 state.fit_promise(&self.store, file.promised.take());
             }
@@ -629,5 +631,48 @@ mod tests {
         let again = mount_again(device);
         assert_eq!(again.lookup(ROOT, b"file").unwrap().inode.uid, 77);
         assert_eq!(content(&again), scene.expected());
+    }
+
+    /// However the bytes go; or every sync would take the long way one day.
+    #[test]
+    fn the_log_is_not_taken_for_fuller_than_it_is() {
+        let device = formatted();
+        let fs = mount_again(device);
+        let scene = Scene::new(fs, 50_000, 0);
+        let Scene { fs, node, handle, .. } = &scene;
+        let log = |times: u64| {
+            for _ in 0..times {
+                scene.write(0, b'a');
+                fs.sync_node(node).unwrap();
+            }
+            assert_eq!(fs.logged_bytes.load(Ordering::Acquire), times * 50_000);
+        };
+        let is_empty = |how: &str| assert_eq!(fs.logged_bytes.load(Ordering::Acquire), 0, "{how}");
+        log(3);
+        fs.setattr(node.id, &Changes { size: Some(0), ..Changes::default() }).unwrap();
+        is_empty("cut off");
+        log(2);
+        // As fallocate(2) has it: a hole, and the length stays.
+        fs.fallocate(*handle, 0, 1 << 20, 3).unwrap();
+        is_empty("a hole");
+        log(2);
+        fs.flush_node(node).unwrap();
+        is_empty("stored");
+        log(1);
+        scene.write(0, b'b');
+        let leaving = scene.take();
+        assert_eq!(fs.logged_bytes.load(Ordering::Acquire), 50_000, "on its way");
+        fs.store_leaving(vec![leaving]).unwrap();
+        is_empty("stored at last");
+        // What is overwritten leaves in time, however often it is synced.
+        for _ in 0..100 {
+            scene.write(0, b'c');
+            fs.sync_node(node).unwrap();
+            assert!(fs.logged_bytes.load(Ordering::Acquire) <= LOGGED_SLACK);
+        }
+        fs.release(*handle).unwrap();
+        fs.unlink(ROOT, b"file").unwrap();
+        fs.forget(node.id, 1);
+        is_empty("removed");
     }
 }

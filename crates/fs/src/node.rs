@@ -27,8 +27,8 @@ pub(crate) struct Node {
     pub(crate) state: CountedRwLock<NodeState>,
     /// Open handles.
     pub(crate) opens: AtomicU64,
-    /// When the kernel last read bytes to keep, in milliseconds from 1 on; 0 is never.
-    pub(crate) cached_at: AtomicU64,
+    /// Bytes were written past the kernel's cache.
+    pub(crate) past_cache: AtomicBool,
     /// Whether it is in the list of nodes that may be dirty.
     pub(crate) listed: AtomicBool,
 }
@@ -43,6 +43,14 @@ pub(crate) struct Logged {
 impl Logged {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Takes over what another one counts.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+        if self.total.is_none() {
+            self.total = other.total.take();
+        }
     }
 
     pub(crate) fn add(&mut self, bytes: u64, total: &Arc<AtomicU64>) {
@@ -106,7 +114,7 @@ impl Node {
             flushing: Mutex::new(()),
             state: CountedRwLock::new(&locks::NODES, state),
             opens: AtomicU64::new(0),
-            cached_at: AtomicU64::new(0),
+            past_cache: AtomicBool::new(false),
             listed: AtomicBool::new(false),
         }
     }
@@ -177,6 +185,10 @@ impl NodeState {
         }
         if let Some(promised) = &mut self.promised {
             drop(promised.split_off(promised.bytes().saturating_sub(needed)));
+        }
+        // Nothing of it is needed any more: whoever took the bytes away had the log forget them too.
+        if self.overlay.waiting_bytes() == 0 && self.leaving.is_none() {
+            self.logged = Logged::default();
         }
     }
 

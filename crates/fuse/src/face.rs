@@ -7,7 +7,7 @@ use crate::abi::{
 };
 use crate::ioctl;
 use crate::labels::Labels;
-use crate::reply::{DirentPlace, Notice, Reply, entry_out};
+use crate::reply::{DirentPlace, Reply, entry_out};
 use crate::request::{Operation, Request};
 use crate::session::Handler;
 use aegisfs_base::{InodeId, Timestamp};
@@ -29,8 +29,6 @@ const XATTR_CREATE_AND_REPLACE: u32 = XATTR_CREATE | XATTR_REPLACE;
 const O_ACCMODE: u32 = 3;
 const O_RDONLY: u32 = 0;
 const O_APPEND: u32 = 0o2_000;
-/// Marks handles of which the kernel was told not to keep pages; there are not so many handles.
-const DIRECT_HANDLE: u64 = 1 << 63;
 const O_DIRECT: u32 = libc::O_DIRECT as u32;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
@@ -90,9 +88,7 @@ impl Handler for FsFace {
     fn may_wait_long(&self, request: &Request<'_>) -> bool {
         use Operation as O;
         match &request.operation {
-            O::Write { input, .. } => {
-                self.fs.holds_writers() || self.passes_others(InodeId(request.node), input)
-            }
+            O::Write { .. } => self.fs.holds_writers(),
             O::Setattr(input) => input.valid & fattr::SIZE != 0,
             O::Fsync { .. } | O::Fsyncdir | O::Syncfs | O::Fallocate(_) | O::CopyFileRange(_) => true,
             _ => false,
@@ -166,12 +162,12 @@ impl FsFace {
         let node = InodeId(request.node);
         match request.operation {
             O::Open { flags } if flags & O_ACCMODE == O_RDONLY => {
-                open(fs.open(node)?, self.caching(), reply);
+                open(fs.open(node)?, self.caching(node), reply);
             }
             O::Open { flags } => {
                 let (handle, changed) = fs.open_to_write(node, flags & O_APPEND != 0)?;
                 open(handle, self.caching_for_writer(node), reply);
-                reply.notice = changed.then(|| Notice::attributes(request.node));
+                reply.outdated = changed.then_some(request.node);
             }
             O::Create { input, name } => {
                 let options = options(request, (input.mode, input.umask));
@@ -186,18 +182,15 @@ impl FsFace {
                 open(handle, self.caching_for_writer(made.id), reply);
             }
             O::Read(input) => {
-                let (handle, space) = (handle_of(input.fh), reply.space(input.size as usize));
-                let direct = input.flags & O_DIRECT != 0 || input.fh & DIRECT_HANDLE != 0;
-                let read = if direct { Fs::read } else { Fs::read_into_cache };
-                let count = read(fs, handle, input.offset, space)?;
+                let count = fs.read(HandleId(input.fh), input.offset, reply.space(input.size as usize))?;
                 reply.truncate(count);
             }
             O::Write { input, data } => self.write(node, &input, data, reply)?,
             O::Release { handle } => {
-                let changed = fs.release(handle_of(handle))?;
-                reply.notice = changed.then(|| Notice::attributes(request.node));
+                let changed = fs.release(HandleId(handle))?;
+                reply.outdated = changed.then_some(request.node);
             }
-            O::Fsync { handle } => fs.fsync(handle_of(handle))?,
+            O::Fsync { handle } => fs.fsync(HandleId(handle))?,
             // Directories have no handles.
             O::Fsyncdir => fs.fsync_inode(node)?,
             O::Syncfs => fs.sync()?,
@@ -211,9 +204,9 @@ impl FsFace {
             O::Fallocate(input) => {
                 // The kernel does not tell whether the caller may keep them; root may.
                 if request.uid != 0 && fs.drop_privileges(node, request.gid)? {
-                    reply.notice = Some(Notice::attributes(request.node));
+                    reply.outdated = Some(request.node);
                 }
-                fs.fallocate(handle_of(input.fh), input.offset, input.length, input.mode)?;
+                fs.fallocate(HandleId(input.fh), input.offset, input.length, input.mode)?;
             }
             O::Lseek(input) => {
                 let whence = match input.whence {
@@ -221,7 +214,7 @@ impl FsFace {
                     SEEK_HOLE => Whence::Hole,
                     _ => return Err(FsError::Invalid),
                 };
-                reply.push(&LseekOut { offset: fs.lseek(handle_of(input.fh), input.offset, whence)? });
+                reply.push(&LseekOut { offset: fs.lseek(HandleId(input.fh), input.offset, whence)? });
             }
             O::CopyFileRange(input) => self.copy_range(&input, request.opcode, reply)?,
             O::Statfs => self.statfs(reply)?,
@@ -237,27 +230,27 @@ impl FsFace {
             drops_privileges: has(WRITE_KILL_SUIDGID),
             appends: input.flags & O_APPEND != 0,
         };
-        let written = self.fs.write_with(handle_of(input.fh), input.offset, data, kind)?;
+        let written = self.fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
         reply.push(&WriteOut { size: written.bytes as u32, padding: 0 });
-        if self.passes_others(node, input) {
-            reply.notice = Some(Notice::bytes(node.0, input.offset, data.len()));
-        } else if written.lost_powers {
-            reply.notice = Some(Notice::attributes(node.0));
+        if input.flags & O_DIRECT != 0 && !kind.cached {
+            self.fs.note_past_cache(node);
+        }
+        if written.lost_powers {
+            reply.outdated = Some(node.0);
         }
         Ok(())
     }
 
-    /// Whether bytes go past the kernel's cache into which somebody may have read meanwhile what was there before. It
-    /// would stay there: the kernel forgets the range when such a write begins, and after it only when the writer waited
-    /// for it.
-    fn passes_others(&self, node: InodeId, input: &WriteIn) -> bool {
-        let direct = input.flags & O_DIRECT != 0 || input.fh & DIRECT_HANDLE != 0;
-        direct && input.write_flags & WRITE_CACHE == 0 && self.fs.was_read_into_cache(node)
-    }
-
     /// With little room left a writer has to hear of it at once, which the kernel's cache would not let it.
-    fn caching(&self) -> u32 {
-        if self.fs.nearly_full() { FOPEN_DIRECT_IO } else { FOPEN_KEEP_CACHE }
+    fn caching(&self, node: InodeId) -> u32 {
+        match (self.fs.nearly_full(), self.fs.went_past_cache(node)) {
+            (true, _) => FOPEN_DIRECT_IO,
+            // The kernel then forgets what it has read of the file, at each opening, since one before may be under way still:
+            // some of that may be older than what was written past it,
+            // because it forgets a range when such a write begins, and after it only when the writer waited for it.
+            (false, true) => 0,
+            (false, false) => FOPEN_KEEP_CACHE,
+        }
     }
 
     /// The same for writers. What is written to a file that is marked sync is not to wait either, and of one that
@@ -265,7 +258,7 @@ impl FsFace {
     fn caching_for_writer(&self, node: InodeId) -> u32 {
         const DIRECT: u32 = Inode::SYNC | Inode::APPEND_ONLY;
         let direct = self.fs.flags(node).is_ok_and(|flags| flags & DIRECT != 0);
-        if direct { FOPEN_DIRECT_IO } else { self.caching() }
+        if direct { FOPEN_DIRECT_IO } else { self.caching(node) }
     }
 
     fn dispatch_xattrs(&self, request: &Request<'_>, reply: &mut Reply) -> Result<(), FsError> {
@@ -324,8 +317,8 @@ impl FsFace {
     }
 
     fn copy_range(&self, input: &CopyFileRangeIn, opcode: u32, reply: &mut Reply) -> Result<(), FsError> {
-        let from = CopyEnd { handle: handle_of(input.fh_in), offset: input.off_in };
-        let to = CopyEnd { handle: handle_of(input.fh_out), offset: input.off_out };
+        let from = CopyEnd { handle: HandleId(input.fh_in), offset: input.off_in };
+        let to = CopyEnd { handle: HandleId(input.fh_out), offset: input.off_out };
         let copied = self.fs.copy_range(from, to, input.len.min(COPY_BYTES_MAX))?;
         match opcode {
             COPY_FILE_RANGE_64 => reply.push(&CopyFileRangeOut { bytes_copied: copied }),
@@ -361,12 +354,7 @@ pub(crate) fn number(error: &FsError, request: &Request<'_>) -> Errno {
 }
 
 fn open(handle: HandleId, open_flags: u32, reply: &mut Reply) {
-    let direct = if open_flags & FOPEN_DIRECT_IO == 0 { 0 } else { DIRECT_HANDLE };
-    reply.push(&OpenOut { fh: handle.0 | direct, open_flags, backing_id: 0 });
-}
-
-fn handle_of(fh: u64) -> HandleId {
-    HandleId(fh & !DIRECT_HANDLE)
+    reply.push(&OpenOut { fh: handle.0, open_flags, backing_id: 0 });
 }
 
 /// What a new inode gets, by the mode and the umask of a request.

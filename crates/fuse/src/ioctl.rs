@@ -2,7 +2,7 @@
 
 use crate::abi::{IoctlIn, IoctlOut};
 use crate::face::number;
-use crate::reply::{Notice, Reply};
+use crate::reply::Reply;
 use crate::request::Request;
 use aegisfs_base::InodeId;
 use aegisfs_fs::{Caller, Errno, Fs, Inode};
@@ -54,7 +54,7 @@ pub(crate) fn answer(
             let caller = Caller { uid: request.uid, gid: request.gid };
             fs.set_flags(id, wanted, caller).map_err(|error| number(&error, request))?;
             // The kernel does not know that the time of the inode's change is another one.
-            reply.notice = Some(Notice::attributes(request.node));
+            reply.outdated = Some(request.node);
             0
         }
         _ => return Err(ENOTTY),

@@ -9,26 +9,6 @@ use zerocopy::{Immutable, IntoBytes};
 const VALID_SECONDS: u64 = 3600;
 const HEADER_BYTES: usize = size_of::<OutHeader>();
 
-/// What the kernel keeps of an inode, and what no longer holds of that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Notice {
-    pub(crate) node: u64,
-    /// Where bytes begin that are not what they were; nothing when it is about attributes alone.
-    pub(crate) bytes: Option<(u64, usize)>,
-}
-
-impl Notice {
-    /// Its attributes.
-    pub(crate) fn attributes(node: u64) -> Self {
-        Self { node, bytes: None }
-    }
-
-    /// Bytes, and its attributes.
-    pub(crate) fn bytes(node: u64, offset: u64, count: usize) -> Self {
-        Self { node, bytes: Some((offset, count)) }
-    }
-}
-
 /// A reply being put together; one buffer serves a reader thread for all its requests.
 #[derive(Debug, Default)]
 pub struct Reply {
@@ -38,22 +18,14 @@ pub struct Reply {
     length: usize,
     /// The kernel knows where the bytes lie: they never move.
     bound: bool,
-    /// What the kernel is told to forget first.
-    pub(crate) notice: Option<Notice>,
-    /// Somebody else takes requests meanwhile, should this one have to wait for the kernel.
-    pub(crate) is_late: bool,
+    /// The inode whose attributes the kernel is told to forget first.
+    pub(crate) outdated: Option<u64>,
 }
 
 impl Reply {
     /// A reply whose body has room for so many bytes and never moves, so that the kernel may read and write it.
     pub(crate) fn with_room(bytes: usize) -> Self {
-        Self {
-            bytes: vec![0; HEADER_BYTES + bytes],
-            length: HEADER_BYTES,
-            bound: true,
-            notice: None,
-            is_late: false,
-        }
+        Self { bytes: vec![0; HEADER_BYTES + bytes], length: HEADER_BYTES, bound: true, outdated: None }
     }
 
     /// The room for the body. It holds what was left there.
@@ -64,8 +36,7 @@ impl Reply {
     /// Starts over.
     pub(crate) fn clear(&mut self) {
         self.length = 0;
-        self.notice = None;
-        self.is_late = false;
+        self.outdated = None;
         self.push_bytes(&[0; HEADER_BYTES]);
     }
 

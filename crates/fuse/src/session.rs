@@ -10,7 +10,7 @@ use crate::abi::{
     InitIn, InitOut, MINOR_MIN, NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OutHeader, VERSION, init,
 };
 use crate::counters::{Counters, OpcodeCount, opcode_name};
-use crate::reply::{Notice, Reply};
+use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use aegisfs_fs::Errno;
 use device::Readers;
@@ -20,7 +20,6 @@ use rustix::io::Errno as Io;
 use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -101,28 +100,13 @@ impl Default for SessionOptions {
     }
 }
 
-/// Work for the thread that may wait for the kernel.
-enum Aside {
-    /// Requests that wait until the kernel has written back.
-    Request(Vec<u8>),
-    /// What the kernel is to forget, although the request has been answered.
-    Notice(Notice),
-    /// There is nothing more.
-    End,
-}
-
-/// Threads that may wait at a time until the kernel has forgotten bytes. It waits for reads of them, and sends those
-/// only while it has fewer requests in the background than `max_background`: those that wait here are among them.
-const TELLING_MAX: usize = 32;
-
 struct Shared<H> {
     device: OwnedFd,
     handler: H,
     options: SessionOptions,
     counters: Counters,
-    aside: Mutex<Sender<Aside>>,
-    /// Threads that tell the kernel of bytes.
-    telling: AtomicUsize,
+    /// Requests that wait until the kernel has written back.
+    aside: Mutex<Sender<Vec<u8>>>,
     readers: Readers,
     rings: Rings,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -147,7 +131,6 @@ impl<H: Handler> Session<H> {
             options,
             counters: Counters::default(),
             aside: Mutex::new(sender),
-            telling: AtomicUsize::new(0),
             readers: Readers::default(),
             rings: Rings::new(),
             threads: Mutex::default(),
@@ -189,7 +172,8 @@ impl<H: Handler> Session<H> {
             }
         }
         let aside = lock(&self.aside).take();
-        self.shared.set_aside(Aside::End);
+        // An empty request is the last one.
+        self.shared.set_aside(Vec::new());
         if aside.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread that serves what waits for the kernel died");
         }
@@ -209,31 +193,15 @@ impl<H> Shared<H> {
         Ok(())
     }
 
-    fn set_aside(&self, work: Aside) {
+    fn set_aside(&self, request: Vec<u8>) {
         // Its thread only ends when told to.
-        let _ = lock(&self.aside).send(work);
+        let _ = lock(&self.aside).send(request);
     }
 
-    /// Tells the kernel what no longer holds, before the request is answered that changed it; or soon after that, where
-    /// nobody else would take the reads for which it may have to wait.
-    fn tell(&self, notice: Notice, is_late: bool) {
-        if notice.bytes.is_none() {
-            return self.invalidate(notice);
-        }
-        if self.telling.fetch_add(1, Ordering::AcqRel) < TELLING_MAX && is_late {
-            self.invalidate(notice);
-        } else {
-            self.set_aside(Aside::Notice(notice));
-        }
-        self.telling.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// Tells the kernel that what it keeps of an inode no longer holds.
-    fn invalidate(&self, notice: Notice) {
-        let Notice { node, bytes } = notice;
+    /// Tells the kernel that an inode's attributes are no longer what it keeps of them.
+    fn invalidate(&self, node: u64) {
         // From -1 on: the content stays, which the kernel would have to write back first.
-        let (off, len) = bytes.map_or((-1, 0), |(offset, count)| (offset as i64, count as i64));
-        let notice = NotifyInvalInodeOut { ino: node, off, len };
+        let notice = NotifyInvalInodeOut { ino: node, off: -1, len: 0 };
         let len = (size_of::<OutHeader>() + size_of_val(&notice)) as u32;
         let header = OutHeader { len, error: NOTIFY_INVAL_INODE, unique: 0 };
         let bytes = [header.as_bytes(), notice.as_bytes()].concat();
@@ -308,8 +276,8 @@ fn handle<H: Handler>(shared: &Shared<H>, request: &Request<'_>, reply: &mut Rep
         }
         Err(Errno::EIO)
     });
-    if let Some(notice) = reply.notice.take() {
-        shared.tell(notice, reply.is_late);
+    if let Some(node) = reply.outdated {
+        shared.invalidate(node);
     }
     outcome
 }
@@ -407,7 +375,6 @@ mod tests {
             options: SessionOptions::default(),
             counters: Counters::default(),
             aside: Mutex::new(channel().0),
-            telling: AtomicUsize::new(0),
             readers: Readers::default(),
             rings: Rings::new(),
             threads: Mutex::default(),

@@ -68,7 +68,7 @@ impl Drop for Service {
 fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
     let mut last_checkpoint = store.clock.elapsed();
     let mut last_sequence = store.last_sequence();
-    let mut reaped = false;
+    let (mut reaped, mut failed) = (false, false);
     while !stop.load(Ordering::Acquire) {
         // With nothing queued only the checkpoint is still to come, then nothing at all; the first change
         // ends the wait. What is queued then waits for company, but not for long. Whoever syncs by themselves
@@ -76,7 +76,7 @@ fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
         load_dedup(store, stop, intervals.log);
         let idle = || !store.dedup.is_loading() && !stop.load(Ordering::Acquire);
         // Whoever let an orphan go while this thread was at work has woken nobody.
-        let released = || store.space.released.lock().len();
+        let released = || if failed { 0 } else { store.space.released.lock().len() };
         store.dozing.store(true, Ordering::Release);
         pause(store, intervals.checkpoint, || {
             store.log.queued_transactions() == 0 && released() == 0 && idle()
@@ -91,6 +91,8 @@ fn run(store: &Store, stop: &AtomicBool, intervals: Intervals) {
             return;
         }
         let outcome = step(store, intervals, &mut last_checkpoint, &mut last_sequence, &mut reaped);
+        // What failed is tried again when something else is due, not at once.
+        failed = outcome.is_err();
         if let Err(error) = outcome {
             tracing::error!(%error, "background work failed");
         }
@@ -126,11 +128,7 @@ fn step(
     reaped: &mut bool,
 ) -> Result<(), crate::StoreError> {
     // What a crash left is reaped at the start, later orphans when they are let go.
-    if !*reaped {
-        store.reap_all()?;
-        *reaped = true;
-    }
-    store.reap_released()?;
+    let cleared = if *reaped { store.reap_released() } else { store.reap_all().map(|_| *reaped = true) };
     if store.log.queued_transactions() > 0 {
         store.sync()?;
     }
@@ -141,5 +139,5 @@ fn step(
         *last_checkpoint = now;
         *last_sequence = store.last_sequence();
     }
-    Ok(())
+    cleared
 }

@@ -11,14 +11,9 @@ use aegisfs_format::extent::{ExtentRef, decode_window};
 use aegisfs_format::key::{self, Table};
 use aegisfs_store::versions;
 use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// A reference with the file offset at which it begins.
 pub(crate) type Placed = (u64, ExtentRef);
-
-/// No write takes longer, from the system call to its answer.
-const WRITE_LASTS: Duration = Duration::from_secs(60);
 
 impl Fs {
     /// Reads up to `out.len()` bytes; fewer at the end of the file.
@@ -28,23 +23,6 @@ impl Fs {
     pub fn read(&self, handle: HandleId, offset: u64, out: &mut [u8]) -> Result<usize, FsError> {
         let node = self.handle_node(handle)?;
         self.read_node(&node, offset, out)
-    }
-
-    /// The same for a kernel that keeps the bytes.
-    ///
-    /// # Errors
-    /// As [`Fs::read`].
-    pub fn read_into_cache(&self, handle: HandleId, offset: u64, out: &mut [u8]) -> Result<usize, FsError> {
-        let node = self.handle_node(handle)?;
-        node.cached_at.store(self.clock.elapsed().as_millis() as u64 + 1, Ordering::Release);
-        self.read_node(&node, offset, out)
-    }
-
-    /// Whether the kernel has read bytes of a file to keep them since a write that comes to its end now may have begun.
-    pub fn was_read_into_cache(&self, id: InodeId) -> bool {
-        let cached_at = self.node(id).map_or(0, |node| node.cached_at.load(Ordering::Acquire));
-        let now = self.clock.elapsed().as_millis() as u64;
-        cached_at != 0 && now.saturating_sub(cached_at) < WRITE_LASTS.as_millis() as u64
     }
 
     pub(crate) fn read_node(&self, node: &Node, offset: u64, out: &mut [u8]) -> Result<usize, FsError> {

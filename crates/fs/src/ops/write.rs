@@ -14,6 +14,7 @@ use aegisfs_format::op::Op;
 use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, StoreError};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Execution bit of the group, without which setgid means something else.
 const S_IXGRP: u32 = 0o010;
@@ -123,6 +124,18 @@ impl Fs {
         state.attributes_dirty = true;
         state.written = self.clock.elapsed();
         self.nodes.note_dirty(node);
+    }
+
+    /// Notes that bytes were written past a kernel's cache.
+    pub fn note_past_cache(&self, id: InodeId) {
+        if let Ok(node) = self.node(id) {
+            node.past_cache.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether that happened since the file came to memory, and so since a kernel came to know it.
+    pub fn went_past_cache(&self, id: InodeId) -> bool {
+        self.node(id).is_ok_and(|node| node.past_cache.load(Ordering::Acquire))
     }
 
     /// Takes powers from a file that somebody of a group is about to change. Says whether its mode showed any.

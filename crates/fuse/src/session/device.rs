@@ -4,7 +4,7 @@
 //! those, and none of them is in a hurry.
 
 use super::{
-    Answer, Aside, HELD_MAX, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, negotiate, rings,
+    Answer, HELD_MAX, Handler, Shared, TRANSFER_BYTES, answer, answer_written_back, negotiate, rings,
 };
 use crate::reply::Reply;
 use crate::request::{Operation, Request};
@@ -96,20 +96,11 @@ fn serve<H: Handler>(shared: &Arc<Shared<H>>) {
     }
 }
 
-/// Does one thing after the other for which the kernel writes back, or reads to the end, what it holds of a file.
-pub(super) fn answer_aside<H: Handler>(shared: &Shared<H>, work: &Receiver<Aside>) {
+/// Answers requests one after the other, each when the kernel has written back what it holds of the file.
+pub(super) fn answer_aside<H: Handler>(shared: &Shared<H>, requests: &Receiver<Vec<u8>>) {
     let mut reply = Reply::default();
-    for work in work {
-        let bytes = match work {
-            Aside::Request(bytes) => bytes,
-            Aside::Notice(notice) => {
-                shared.invalidate(notice);
-                continue;
-            }
-            Aside::End => return,
-        };
-        // It was read once before.
-        let Ok(request) = Request::decode(&bytes) else { continue };
+    for bytes in requests {
+        let Ok(request) = Request::decode(&bytes) else { return };
         reply.clear();
         let outcome = answer_written_back(shared, &request, &mut reply);
         send(shared, &request, &mut reply, outcome);
@@ -139,10 +130,9 @@ pub(super) fn take<H: Handler>(shared: &Arc<Shared<H>>, bytes: &[u8], reply: &mu
         return false;
     }
     let late = shared.handler.may_wait_long(&request);
-    reply.is_late = late;
     match if late { answer_late(shared, &request, reply) } else { answer(shared, &request, reply) } {
         Answer::Now(outcome) => send(shared, &request, reply, outcome),
-        Answer::WrittenBack => shared.set_aside(Aside::Request(bytes.to_vec())),
+        Answer::WrittenBack => shared.set_aside(bytes.to_vec()),
         Answer::None => {}
     }
     matches!(request.operation, Operation::Forget { .. } | Operation::BatchForget { .. })

@@ -360,7 +360,6 @@ fn take<H: Handler>(
     })?;
     post.settle(is_bulk(&request));
     let is_late = shared.handler.may_wait_long(&request);
-    reply.is_late = is_late;
     let mut work = || match answer(shared, &request, reply) {
         Answer::Now(outcome) => outcome,
         Answer::None => Err(super::ENOSYS),
