@@ -21,6 +21,9 @@ while True:
     base.execute("insert into rows(writer, n, body) values(?, ?, ?)", (writer, n, os.urandom(n * 41 % 3000)))
     base.execute("update sums set n = n + 1")
     base.execute("commit")
+    # SQLite takes a directory that cannot be opened to be synced for one that needs no sync (unixDelete), so a commit that
+    # met the kill there returned without one. Whoever still answers afterwards answered then, too.
+    os.statvfs(path)
     os.write(ledger, b"%d %d\n" % (writer, n))
 PYTHON
 cat > "$HOST/judge.py" << 'PYTHON'
