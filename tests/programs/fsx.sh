@@ -40,6 +40,7 @@ RUNS=(every:1 blocks:2 mappings:3 "every:$random")
 
 # All of them at once, each on a file of its own. No run is longer than fsx bears, which keeps mappings.
 PIECES=$(count 1 10)
+EACH=$((OPERATIONS / 2 / PIECES))
 exercise() {
     local piece
     for ((piece = 0; piece < PIECES; piece++)); do
@@ -48,17 +49,17 @@ exercise() {
 }
 
 exercise_piece() {
-    local half=$1 folder=$2 piece=$3 run settings seed pids=() n
+    local half=$1 folder=$2 piece=$3 run settings seed pids=() n other=$(($1 + 1000 * $3))
     for run in "${RUNS[@]}"; do
         settings=${run%:*} seed=${run#*:}
         # A second half begins with an empty file: fsx cannot go on with one.
-        timeout --kill-after=5 "$(count 150 10000)" fsx -q -f "$HOST/$settings.toml" -S "$((seed + half + 1000 * piece))" \
-            -N "$((OPERATIONS / 2 / PIECES))" -P "$HOST" "$folder/$settings.$seed.$half.$piece" > "$HOST/$settings.$seed.log" 2>&1 &
+        timeout --kill-after=5 "$(count 150 10000)" fsx -q -f "$HOST/$settings.toml" -S "$((seed + other))" \
+            -N "$EACH" -P "$HOST" "$folder/$settings.$seed.$half.$piece" > "$HOST/$settings.$seed.log" 2>&1 &
         pids+=($!)
         STARTED+=($!)
     done
     for n in "${!RUNS[@]}"; do
-        wait "${pids[n]}" || fail "${RUNS[n]%:*} with seed $((${RUNS[n]#*:} + half + 1000 * piece)), $((OPERATIONS / 2 / PIECES)) operations" \
+        wait "${pids[n]}" || fail "${RUNS[n]%:*} with seed $((${RUNS[n]#*:} + other)), $EACH operations" \
             "in $folder: $(tail -n 40 "$HOST/${RUNS[n]/:/.}.log")"
         forget "${pids[n]}"
     done

@@ -77,7 +77,7 @@ fn run_xfstests() -> Result<()> {
     println!("soak: the generic tests of xfstests");
     programs::build()?;
     let mut command = shell::command(&["bash", "tests/xfstests/run.sh"]);
-    let program = shell::root().join("target/release/aegisfs");
+    let program = shell::target().join("release/aegisfs");
     let status = command.arg(tree).arg("auto").env("AEGISFS", program).status()?;
     ensure!(status.success(), "xfstests failed: {status}");
     Ok(())

@@ -11,6 +11,7 @@ mod id;
 pub mod limits;
 mod rng;
 pub mod sabotage;
+mod share;
 mod tally;
 pub mod units;
 
@@ -21,4 +22,5 @@ pub use id::{
     SlotIndex, Uuid,
 };
 pub use rng::{Rng, SeededRng, SystemRng};
+pub use share::Share;
 pub use tally::Tally;

@@ -4,10 +4,10 @@ mod threads;
 
 use crate::FsError;
 use crate::fs::{Fs, HEAD, note_commit};
-use crate::node::{Logged, Node, NodeState};
+use crate::node::{Node, NodeState};
 use crate::overlay::Overlay;
 use aegisfs_base::limits::{INLINE_BYTES_MAX, LOG_PAYLOAD_BYTES_MAX};
-use aegisfs_base::{InodeId, Sequence};
+use aegisfs_base::{InodeId, Sequence, Share};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value;
@@ -58,7 +58,7 @@ struct Leaving<'n> {
     /// The last change that put bytes of this file into the log before they left.
     pending: Sequence,
     /// What the log holds of them, and of what they took the place of; until they lie in rows.
-    logged: Logged,
+    logged: Option<Share>,
     /// Room for the bytes; theirs until they lie in rows.
     promised: Option<Reservation>,
     _flushing: MutexGuard<'n, ()>,
@@ -134,7 +134,7 @@ impl Fs {
             true => state.committed_size.max(bytes.end()).min(state.inode.size),
             false => state.inode.size,
         };
-        let logged = if more { Logged::default() } else { std::mem::take(&mut state.logged) };
+        let logged = if more { None } else { state.logged.take() };
         let whole = !more && bytes.ranges().gaps(0, size).is_empty();
         let staying = state.worst_case_bytes(&self.store);
         let mut promised = state.promised.take();
@@ -171,7 +171,7 @@ impl Fs {
                 let older = state.leaving.take().unwrap_or_default();
                 let waiting = older.waiting_bytes() + state.overlay.waiting_bytes();
                 state.overlay.put_under((*older).clone());
-                state.logged.join(std::mem::take(&mut file.logged));
+                Share::join(&mut state.logged, file.logged.take());
                 self.count_waiting(waiting, state.overlay.waiting_bytes());
                 state.fit_promise(&self.store, file.promised.take());
             }
@@ -321,10 +321,9 @@ impl Fs {
         for (offset, bytes) in state.overlay.new_runs() {
             ops.push(Op::Pending { inode: id, offset, bytes: bytes.to_vec() });
         }
-        let bytes = state.overlay.new_bytes();
         let committed = self.commit(ops)?;
         note_commit(id, state, &committed);
-        state.logged.add(bytes, &self.logged_bytes);
+        Share::join(&mut state.logged, Some(Share::new(state.overlay.new_bytes(), &self.logged_bytes)));
         state.last_pending = committed.sequence;
         state.overlay.mark_logged();
         // What is on its way to the store was in the log before.
@@ -337,7 +336,7 @@ impl Fs {
     fn fits_log(&self, state: &NodeState) -> bool {
         let new = state.overlay.new_bytes();
         let few = || state.overlay.new_runs().count() <= BATCH_STRETCHES_MAX;
-        let with_dead = state.logged.bytes() + new;
+        let with_dead = state.logged.as_ref().map_or(0, Share::bytes) + new;
         let is_live = with_dead <= LOGGED_SLACK.max(2 * state.overlay.waiting_bytes());
         let is_room = || self.logged_bytes.load(Ordering::Acquire) + new <= self.logged_bytes_max;
         new > 0 && new <= LOG_PAYLOAD_BYTES_MAX as u64 && !state.dead && is_live && is_room() && few()

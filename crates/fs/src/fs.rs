@@ -8,7 +8,7 @@ use crate::name::NameHasher;
 use crate::node::{Node, NodeState, S_IFDIR};
 use crate::overlay::{Origin, Overlay};
 use crate::table::Table as Nodes;
-use aegisfs_base::{BranchId, Clock, InodeId, Timestamp};
+use aegisfs_base::{BranchId, Clock, InodeId, Share, Timestamp};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::{self, Dirent, Inode, decode_dirents, find_dirent};
@@ -299,7 +299,9 @@ impl Fs {
         match problem {
             Some(error) => Err(error.into()),
             None => {
-                state.logged.add(state.overlay.waiting_bytes(), &self.logged_bytes);
+                // Most have none; the total is everybody's.
+                let bytes = state.overlay.waiting_bytes();
+                state.logged = (bytes > 0).then(|| Share::new(bytes, &self.logged_bytes));
                 Ok(())
             }
         }

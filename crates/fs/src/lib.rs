@@ -37,5 +37,5 @@ pub use ops::readdir::DirectoryEntry;
 pub use ops::rename::RenameFlags;
 pub use ops::setattr::{Changes, TimeChange};
 pub use ops::statfs::Statistics;
-pub use ops::write::{WriteKind, Written};
+pub use ops::write::WriteKind;
 pub use ops::xattr::XattrMode;

@@ -3,7 +3,7 @@
 use crate::FsError;
 use crate::locks::{self, CountedRwLock};
 use crate::overlay::Overlay;
-use aegisfs_base::{InodeId, Sequence};
+use aegisfs_base::{InodeId, Sequence, Share};
 use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, Store};
 use parking_lot::Mutex;
@@ -33,41 +33,6 @@ pub(crate) struct Node {
     pub(crate) listed: AtomicBool,
 }
 
-/// Bytes of one file in the log, which count among those of all files.
-#[derive(Debug, Default)]
-pub(crate) struct Logged {
-    bytes: u64,
-    total: Option<Arc<AtomicU64>>,
-}
-
-impl Logged {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Takes over what another one counts.
-    pub(crate) fn join(&mut self, mut other: Self) {
-        self.bytes += std::mem::take(&mut other.bytes);
-        if self.total.is_none() {
-            self.total = other.total.take();
-        }
-    }
-
-    pub(crate) fn add(&mut self, bytes: u64, total: &Arc<AtomicU64>) {
-        total.fetch_add(bytes, Ordering::AcqRel);
-        self.bytes += bytes;
-        self.total.get_or_insert_with(|| Arc::clone(total));
-    }
-}
-
-impl Drop for Logged {
-    fn drop(&mut self) {
-        if let Some(total) = &self.total {
-            total.fetch_sub(self.bytes, Ordering::AcqRel);
-        }
-    }
-}
-
 /// What of an inode changes.
 #[derive(Default)]
 pub(crate) struct NodeState {
@@ -86,7 +51,7 @@ pub(crate) struct NodeState {
     /// The last change that put bytes of this node into the log.
     pub(crate) last_pending: Sequence,
     /// Bytes that the log was given since all of them left, also those that were overwritten since.
-    pub(crate) logged: Logged,
+    pub(crate) logged: Option<Share>,
     /// Room promised for `overlay`.
     pub(crate) promised: Option<Reservation>,
     /// When the overlay last grew, by the clock that only moves forward.
@@ -178,17 +143,13 @@ impl NodeState {
     /// others need no room of their own, and those cut off need none at all.
     pub(crate) fn fit_promise(&mut self, store: &Store, more: Option<Reservation>) {
         let needed = self.worst_case_bytes(store);
-        match (&mut self.promised, more) {
-            (Some(promised), Some(more)) => promised.absorb(more),
-            (none @ None, more) => *none = more,
-            (Some(_), None) => {}
-        }
+        Share::join(&mut self.promised, more);
         if let Some(promised) = &mut self.promised {
             drop(promised.split_off(promised.bytes().saturating_sub(needed)));
         }
         // Nothing of it is needed any more: whoever took the bytes away had the log forget them too.
         if self.overlay.waiting_bytes() == 0 && self.leaving.is_none() {
-            self.logged = Logged::default();
+            self.logged = None;
         }
     }
 

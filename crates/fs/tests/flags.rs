@@ -47,7 +47,7 @@ fn try_file(fs: &Fs, id: InodeId, open: HandleId, other: HandleId, append_only: 
     refused("opening to write", fs.open_to_write(id, false), strictly);
     refused("opening to append", fs.open_to_write(id, true).map(|(h, _)| fs.release(h)), appending);
     refused("writing", fs.write(open, 0, b"x"), appending);
-    let cached = WriteKind { cached: true, drops_privileges: false, appends: false };
+    let cached = WriteKind { cached: true, drops_privileges: false, ..WriteKind::default() };
     refused("a late write", fs.write_with(open, 1, b"y", cached), false);
     for (mode, expected) in [(0, appending), (1, appending), (3, strictly), (16, strictly), (17, strictly)] {
         refused(&format!("allocating {mode}"), fs.fallocate(open, 0, 9, mode), expected);
@@ -228,7 +228,8 @@ fn what_is_opened_to_append_only_appends() {
     fs.write(before, 0, b"first").unwrap();
     fs.set_flags(id, Inode::APPEND_ONLY, SUPERUSER).unwrap();
     let (log, _) = fs.open_to_write(id, true).unwrap();
-    let kind = |cached, appends| WriteKind { cached, drops_privileges: false, appends };
+    let kind =
+        |cached, appends| WriteKind { cached, drops_privileges: false, appends, ..WriteKind::default() };
     refused("appending", fs.write_with(log, 5, b"second", kind(false, true)), false);
     refused("overwriting", fs.write_with(log, 0, b"x", kind(false, false)), true);
     // Of what a kernel hands over it may not know whose it was.

@@ -143,7 +143,7 @@ fn the_room_kept_for_cached_writes_is_refused_to_others() {
     fs.fsync(handle).unwrap();
     let free = fs.store().free_bytes();
     assert!((kept..kept + 3 * STEP as u64).contains(&free), "{free} bytes are left");
-    let cached = WriteKind { cached: true, drops_privileges: false, appends: false };
+    let cached = WriteKind { cached: true, drops_privileges: false, ..WriteKind::default() };
     // A cached write may still have it; then nothing new is made, until something goes.
     fs.write_with(handle, offset, &data, cached).unwrap();
     fs.write_with(handle, offset + STEP as u64, &data, cached).unwrap();

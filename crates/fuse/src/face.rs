@@ -185,10 +185,9 @@ impl FsFace {
                 let count = fs.read(HandleId(input.fh), input.offset, reply.space(input.size as usize))?;
                 reply.truncate(count);
             }
-            O::Write { input, data } => self.write(node, &input, data, reply)?,
+            O::Write { input, data } => self.write(request.node, &input, data, reply)?,
             O::Release { handle } => {
-                let changed = fs.release(HandleId(handle))?;
-                reply.outdated = changed.then_some(request.node);
+                reply.outdated = fs.release(HandleId(handle))?.then_some(request.node);
             }
             O::Fsync { handle } => fs.fsync(HandleId(handle))?,
             // Directories have no handles.
@@ -223,33 +222,32 @@ impl FsFace {
         Ok(())
     }
 
-    fn write(&self, node: InodeId, input: &WriteIn, data: &[u8], reply: &mut Reply) -> Result<(), FsError> {
+    fn write(&self, node: u64, input: &WriteIn, data: &[u8], reply: &mut Reply) -> Result<(), FsError> {
         let has = |flag: u32| input.write_flags & flag != 0;
         let kind = WriteKind {
             cached: has(WRITE_CACHE),
             drops_privileges: has(WRITE_KILL_SUIDGID),
             appends: input.flags & O_APPEND != 0,
+            past_cache: input.flags & O_DIRECT != 0 && !has(WRITE_CACHE),
         };
-        let written = self.fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
-        reply.push(&WriteOut { size: written.bytes as u32, padding: 0 });
-        if input.flags & O_DIRECT != 0 && !kind.cached {
-            self.fs.note_past_cache(node);
-        }
-        if written.lost_powers {
-            reply.outdated = Some(node.0);
-        }
+        let lost_powers = self.fs.write_with(HandleId(input.fh), input.offset, data, kind)?;
+        reply.push(&WriteOut { size: data.len() as u32, padding: 0 });
+        reply.outdated = lost_powers.then_some(node);
         Ok(())
     }
 
     /// With little room left a writer has to hear of it at once, which the kernel's cache would not let it.
+    ///
+    /// The cache may also hold bytes that are older than what was written past it: the kernel forgets a range when such a
+    /// write begins, and after it only when the writer waited for it. So it is to forget the file at each opening; not
+    /// only at the next one, which may still be under way when others are done.
     fn caching(&self, node: InodeId) -> u32 {
-        match (self.fs.nearly_full(), self.fs.went_past_cache(node)) {
-            (true, _) => FOPEN_DIRECT_IO,
-            // The kernel then forgets what it has read of the file, at each opening, since one before may be under way still:
-            // some of that may be older than what was written past it,
-            // because it forgets a range when such a write begins, and after it only when the writer waited for it.
-            (false, true) => 0,
-            (false, false) => FOPEN_KEEP_CACHE,
+        if self.fs.nearly_full() {
+            FOPEN_DIRECT_IO
+        } else if self.fs.went_past_cache(node) {
+            0
+        } else {
+            FOPEN_KEEP_CACHE
         }
     }
 

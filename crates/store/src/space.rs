@@ -7,8 +7,8 @@
 use crate::StoreError;
 use crate::store::Store;
 use crate::tables::Tables;
-use aegisfs_base::InodeId;
 use aegisfs_base::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
+use aegisfs_base::{InodeId, Share};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::extent::decode_window;
 use aegisfs_format::key::Table;
@@ -45,39 +45,8 @@ pub(crate) struct SpaceBook {
     pub(crate) reaping: Mutex<()>,
 }
 
-/// A promise of room; dropping it gives the room back.
-#[derive(Debug)]
-pub struct Reservation {
-    bytes: u64,
-    book: Arc<AtomicU64>,
-}
-
-impl Reservation {
-    /// Bytes promised, overhead included.
-    pub const fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Takes another promise's bytes into this one.
-    pub fn absorb(&mut self, mut other: Self) {
-        self.bytes += other.bytes;
-        other.bytes = 0;
-    }
-
-    /// Takes up to so many bytes out, as a promise of their own.
-    #[must_use = "dropping it gives the room back"]
-    pub fn split_off(&mut self, bytes: u64) -> Self {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        Self { bytes, book: Arc::clone(&self.book) }
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.book.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
-}
+/// A promise of room, overhead included; dropping it gives the room back.
+pub type Reservation = Share;
 
 /// Where the bytes of a store are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,8 +112,7 @@ impl Store {
 
     /// Promises room for what was acknowledged before, whether there is any or not.
     pub fn promise(&self, bytes: u64) -> Reservation {
-        self.space.promised.fetch_add(bytes, Ordering::AcqRel);
-        Reservation { bytes, book: Arc::clone(&self.space.promised) }
+        Share::new(bytes, &self.space.promised)
     }
 
     /// Promises room for new data, and leaves so much of it for others.

@@ -310,8 +310,7 @@ fn what_is_written_past_the_cache_is_read_through_it() {
     }
     let stage = Stage::image("256M");
     stage.mount();
-    let path = stage.at("file");
-    must("timeout", &["120", "python3", "-c", ASYNCHRONOUS, path.to_str().unwrap()]);
+    must("timeout", &["120", "python3", "-c", ASYNCHRONOUS, &stage.path("mnt/file")]);
     stage.umount();
     stage.check();
 }

@@ -23,7 +23,7 @@ impl Fs {
         state.dead = true;
         let gone = state.overlay.waiting_bytes();
         state.overlay = Default::default();
-        state.logged = Default::default();
+        state.logged = None;
         state.promised = None;
         drop(state);
         self.count_waiting(gone, 0);

@@ -28,22 +28,15 @@ pub struct WriteKind {
     pub drops_privileges: bool,
     /// The writer writes at the end, wherever that is by then.
     pub appends: bool,
+    /// It goes past the cache of a kernel, which may hold what was there before.
+    pub past_cache: bool,
 }
 
 impl Default for WriteKind {
     /// That of an ordinary user, anywhere.
     fn default() -> Self {
-        Self { cached: false, drops_privileges: true, appends: false }
+        Self { cached: false, drops_privileges: true, appends: false, past_cache: false }
     }
-}
-
-/// What writing did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Written {
-    /// Bytes, all of them.
-    pub bytes: usize,
-    /// The file's mode lost setuid or setgid.
-    pub lost_powers: bool,
 }
 
 /// The attribute that gives a program powers; it does not outlive a change of the program.
@@ -55,10 +48,11 @@ impl Fs {
     /// # Errors
     /// `TooLarge`, `BadHandle`, `NotPermitted` to an immutable file, no space, or a fault.
     pub fn write(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize, FsError> {
-        Ok(self.write_with(handle, offset, data, WriteKind::default())?.bytes)
+        self.write_with(handle, offset, data, WriteKind::default())?;
+        Ok(data.len())
     }
 
-    /// The same, as it came about.
+    /// The same, as it came about. Says whether the file's mode lost setuid or setgid.
     ///
     /// # Errors
     /// As [`Fs::write`].
@@ -68,10 +62,10 @@ impl Fs {
         offset: u64,
         data: &[u8],
         kind: WriteKind,
-    ) -> Result<Written, FsError> {
+    ) -> Result<bool, FsError> {
         let (node, access) = self.handle_access(handle)?;
         if data.is_empty() {
-            return Ok(Written::default());
+            return Ok(false);
         }
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
         let end = end.ok_or(FsError::TooLarge)?;
@@ -103,13 +97,16 @@ impl Fs {
         }
         let ready = run as u64 >= self.options.stream_bytes;
         drop(state);
+        if kind.past_cache {
+            node.past_cache.store(true, Ordering::Release);
+        }
         if ready && !self.options.background {
             self.flush_nodes(std::iter::once((&*node, Portion::Stream)))?;
         } else if ready {
             self.wake_flusher();
         }
         self.sync_if_asked(&node)?;
-        Ok(Written { bytes: data.len(), lost_powers })
+        Ok(lost_powers)
     }
 
     pub(super) fn stamp(&self, node: &Arc<Node>, state: &mut NodeState, kind: WriteKind) {
@@ -126,14 +123,8 @@ impl Fs {
         self.nodes.note_dirty(node);
     }
 
-    /// Notes that bytes were written past a kernel's cache.
-    pub fn note_past_cache(&self, id: InodeId) {
-        if let Ok(node) = self.node(id) {
-            node.past_cache.store(true, Ordering::Release);
-        }
-    }
-
-    /// Whether that happened since the file came to memory, and so since a kernel came to know it.
+    /// Whether bytes were written past a kernel's cache since the file came to memory, and so since a kernel came to know
+    /// it.
     pub fn went_past_cache(&self, id: InodeId) -> bool {
         self.node(id).is_ok_and(|node| node.past_cache.load(Ordering::Acquire))
     }
