@@ -166,6 +166,35 @@ fn rename_replaces_and_exchanges() {
     assert_sound(&fs);
 }
 
+/// What an overlay wants of its upper layer: the name moves, and something that hides the lower file stays.
+#[test]
+fn rename_leaves_a_whiteout() {
+    let world = World::new();
+    let fs = world.mount();
+    let id = write_file(&fs, ROOT, b"lower", b"bytes");
+    fs.setattr(ROOT, &Changes { permissions: Some(0o2_755), gid: Some(7), ..Changes::default() }).unwrap();
+    let before = fs.getattr(ROOT).unwrap().inode;
+    let whiteout = Some(aegisfs_fs::Caller { uid: 5, gid: 6 });
+    let leaving = RenameFlags { whiteout, ..RenameFlags::default() };
+    fs.rename(ROOT, b"lower", ROOT, b"upper", leaving).unwrap();
+    assert_eq!(fs.peek(ROOT, b"upper").unwrap().id, id);
+    let left = fs.peek(ROOT, b"lower").unwrap();
+    assert_eq!((left.inode.mode, left.inode.rdev, left.inode.nlink), (0o020_000, 0, 1));
+    assert_eq!((left.inode.uid, left.inode.gid), (5, 7));
+    let after = fs.getattr(ROOT).unwrap().inode;
+    assert_eq!((after.size, after.nlink), (before.size + 1, before.nlink));
+    // Over what is there already; and two names of one file stay as they are.
+    fs.rename(ROOT, b"upper", ROOT, b"lower", leaving).unwrap();
+    assert_eq!(fs.peek(ROOT, b"lower").unwrap().id, id);
+    assert_eq!(fs.peek(ROOT, b"upper").unwrap().inode.mode, 0o020_000);
+    fs.link(id, ROOT, b"twin").unwrap();
+    fs.rename(ROOT, b"twin", ROOT, b"lower", leaving).unwrap();
+    assert_eq!(fs.peek(ROOT, b"twin").unwrap().id, id);
+    let both = RenameFlags { exchange: true, ..leaving };
+    assert!(matches!(fs.rename(ROOT, b"twin", ROOT, b"upper", both), Err(FsError::Invalid)));
+    assert_sound(&fs);
+}
+
 #[test]
 fn an_open_file_outlives_its_name() {
     let world = World::new();

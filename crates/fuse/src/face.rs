@@ -23,6 +23,7 @@ const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
+const RENAME_WHITEOUT: u32 = 4;
 const XATTR_CREATE: u32 = 1;
 const XATTR_REPLACE: u32 = 2;
 const XATTR_CREATE_AND_REPLACE: u32 = XATTR_CREATE | XATTR_REPLACE;
@@ -147,7 +148,7 @@ impl FsFace {
             O::Unlink { name } => fs.unlink(node, name)?,
             O::Rmdir { name } => fs.rmdir(node, name)?,
             O::Rename { new_parent, flags, old, new } => {
-                fs.rename(node, old, InodeId(new_parent), new, rename_flags(flags)?)?;
+                fs.rename(node, old, InodeId(new_parent), new, rename_flags(request, flags)?)?;
             }
             O::Link { source, name } => reply.entry(&fs.link(InodeId(source), node, name)?),
             _ => return self.dispatch_handles(request, reply),
@@ -361,11 +362,15 @@ fn options(request: &Request<'_>, (mode, umask): (u32, u32)) -> MakeOptions {
     MakeOptions { caller, permissions: mode & 0o7_777, umask: umask & 0o777 }
 }
 
-fn rename_flags(flags: u32) -> Result<RenameFlags, FsError> {
-    if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 {
+fn rename_flags(request: &Request<'_>, flags: u32) -> Result<RenameFlags, FsError> {
+    if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) != 0 {
         return Err(FsError::Invalid);
     }
-    Ok(RenameFlags { no_replace: flags & RENAME_NOREPLACE != 0, exchange: flags & RENAME_EXCHANGE != 0 })
+    Ok(RenameFlags {
+        no_replace: flags & RENAME_NOREPLACE != 0,
+        exchange: flags & RENAME_EXCHANGE != 0,
+        whiteout: (flags & RENAME_WHITEOUT != 0).then_some(Caller { uid: request.uid, gid: request.gid }),
+    })
 }
 
 fn changes(input: &SetattrIn) -> Changes {

@@ -3,7 +3,7 @@
 //! With `AEGISFS_SOAK_MINUTES` in the environment the directory has a million entries, and listings go on for so long.
 
 use crate::requirements::soak_minutes;
-use crate::stage::{Stage, can_mount, must, shell};
+use crate::stage::{Stage, can_mount, must, run, shell};
 use std::fs;
 
 /// Makes names of all kinds, so many links of one file, and lists a directory for so many seconds while it changes.
@@ -133,6 +133,44 @@ fn a_large_directory_is_made_and_removed() {
         start.elapsed().as_secs_f64()
     );
     assert!(!stage.at("large").exists());
+    stage.umount();
+    stage.check();
+}
+
+/// What an overlay does to its upper layer when files of the lower one are removed, renamed and written.
+const OVERLAY: &str = r#"
+set -e
+cd "$1"
+mkdir lower lower/dir upper work merged
+echo one > lower/one; echo two > lower/two; echo in > lower/dir/in
+mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+echo more >> merged/one
+mv merged/one merged/renamed
+rm merged/two
+rm -r merged/dir; mkdir merged/dir; echo new > merged/dir/new
+chown 12:34 merged/renamed
+cd merged; find . -type f -exec grep -H . {} + | sort; cd ..
+umount merged
+stat -c '%n %F %t:%T' upper/one upper/two
+"#;
+
+#[test]
+fn an_overlay_can_lie_on_top() {
+    if !can_mount("an_overlay_can_lie_on_top") {
+        return;
+    }
+    let known = fs::read_to_string("/proc/filesystems").unwrap().contains("overlay");
+    if !known && !run("modprobe", &["overlay"]).status.success() {
+        println!("SKIPPED: an_overlay_can_lie_on_top: needs a kernel with overlayfs");
+        return;
+    }
+    let stage = Stage::image("256M");
+    stage.mount();
+    // In a namespace of its own, with which the overlay ends.
+    let told = must("unshare", &["--mount", "bash", "-c", OVERLAY, "overlay", &stage.mnt()]);
+    let expected = "./dir/new:new\n./renamed:more\n./renamed:one\nupper/one character special file 0:0\n\
+                    upper/two character special file 0:0\n";
+    assert_eq!(told, expected);
     stage.umount();
     stage.check();
 }

@@ -152,7 +152,7 @@ impl Fs {
     }
 
     /// Refuses new files when the room that is left is kept for bytes on their way.
-    fn admit_new(&self) -> Result<(), FsError> {
+    pub(super) fn admit_new(&self) -> Result<(), FsError> {
         self.store.admit_metadata()?;
         if self.nearly_full() {
             drop(self.reserve(0, self.soft_reserve_bytes())?);
@@ -161,7 +161,7 @@ impl Fs {
     }
 
     /// A new inode and what is stored beside it.
-    fn new_inode(
+    pub(super) fn new_inode(
         &self,
         (id, kind): (InodeId, Kind<'_>),
         options: &MakeOptions,

@@ -1,9 +1,10 @@
 //! rename: a name moves, replaces another, or changes places with it, in one change.
 
 use super::Locked;
+use super::make::{Kind, MakeOptions};
 use super::remove::{check_kind, drop_name, put_orphan};
-use crate::fs::Fs;
-use crate::node::Node;
+use crate::fs::{Caller, Fs};
+use crate::node::{Node, S_IFCHR};
 use crate::{FsError, name};
 use aegisfs_base::InodeId;
 use aegisfs_base::sabotage::{Edge, removed};
@@ -11,13 +12,16 @@ use aegisfs_format::op::Op;
 use aegisfs_format::value::Inode;
 use std::sync::Arc;
 
-/// What to do when the new name exists.
+/// What to do when the new name exists, and with the old one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RenameFlags {
     /// Refuse.
     pub no_replace: bool,
     /// Change places.
     pub exchange: bool,
+    /// Leave a whiteout of this caller's under the old name: the character device 0:0, by which the upper layer
+    /// of an overlay hides what the lower one has.
+    pub whiteout: Option<Caller>,
 }
 
 /// One end of a rename.
@@ -26,6 +30,9 @@ struct Place<'a> {
     parent: InodeId,
     name: &'a [u8],
 }
+
+/// What a name leads to: the inode and its mode.
+type Entry = (InodeId, u32);
 
 /// Everything a rename works on, found before the locks are taken.
 struct Scene {
@@ -54,10 +61,13 @@ impl Fs {
                 return Err(FsError::Invalid);
             }
         }
-        if flags.no_replace && flags.exchange {
+        if flags.exchange && (flags.no_replace || flags.whiteout.is_some()) {
             return Err(FsError::Invalid);
         }
         self.store.check_writable()?;
+        if flags.whiteout.is_some() {
+            self.admit_new()?;
+        }
         let (from, to) = (Place { parent, name: old }, Place { parent: new_parent, name: new });
         let _one = self.renaming.lock();
         loop {
@@ -124,7 +134,7 @@ impl Fs {
         let outcome = if flags.exchange {
             self.exchange(from, to, scene, &mut locked).map(|()| None)
         } else {
-            self.replace(from, to, scene, &mut locked)
+            self.replace(from, to, scene, &mut locked, flags.whiteout)
         };
         if outcome.is_err() {
             for (id, inode) in before {
@@ -190,6 +200,7 @@ impl Fs {
         to: Place<'_>,
         scene: &Scene,
         locked: &mut Locked<'_>,
+        whiteout: Option<Caller>,
     ) -> Result<Option<Arc<Node>>, FsError> {
         let now = self.now();
         let moved = scene.source.id;
@@ -208,9 +219,13 @@ impl Fs {
             }
             locked.get(to.parent).inode.nlink -= u32::from(victim_directory);
         }
-        ops.extend(self.move_entry(from, to, moved, mode, scene.target.is_some())?);
+        let left = match whiteout {
+            Some(caller) => Some(self.new_whiteout(from.parent, locked, caller, &mut ops)?),
+            None => None,
+        };
+        ops.extend(self.move_entry(from, to, (moved, mode), left, scene.target.is_some())?);
         let above = locked.get(from.parent);
-        above.inode.size -= 1;
+        above.inode.size -= u64::from(left.is_none());
         above.inode.nlink -= u32::from(directory);
         let below = locked.get(to.parent);
         below.inode.size += u64::from(scene.target.is_none());
@@ -244,32 +259,54 @@ impl Fs {
         from.parent == to.parent && self.hasher.hash(from.name) == self.hasher.hash(to.name)
     }
 
-    /// The operations on the directories' entries. Both names may share a bucket, and both may be one.
+    /// Makes a whiteout, which is still to be given a name.
+    fn new_whiteout(
+        &self,
+        parent: InodeId,
+        locked: &mut Locked<'_>,
+        caller: Caller,
+        ops: &mut Vec<Op>,
+    ) -> Result<Entry, FsError> {
+        let id = self.store.new_inode_id()?;
+        let options = MakeOptions { caller, ..MakeOptions::default() };
+        let above = locked.get(parent).inode;
+        let (made, attached) = self.new_inode((id, Kind::Special(S_IFCHR, 0)), &options, (parent, &above))?;
+        ops.push(Self::put_inode(id, &made));
+        ops.extend(attached);
+        Ok((id, made.inode.mode))
+    }
+
+    /// The operations on the directories' entries: what moves, and what stays under its old name. Both names may
+    /// share a bucket.
     fn move_entry(
         &self,
         from: Place<'_>,
         to: Place<'_>,
-        moved: InodeId,
-        mode: u32,
+        moved: Entry,
+        left: Option<Entry>,
         replaces: bool,
     ) -> Result<Vec<Op>, FsError> {
         if self.share_bucket(from, to) {
-            return self.move_within_bucket(from, to, moved, mode);
+            return self.move_within_bucket(from, to, moved, left);
         }
         let added = if replaces {
-            self.replace_entry(to.parent, to.name, moved, mode)?
+            self.replace_entry(to.parent, to.name, moved.0, moved.1)?
         } else {
-            self.add_entry(to.parent, to.name, moved, mode)?
+            self.add_entry(to.parent, to.name, moved.0, moved.1)?
         };
-        Ok(vec![self.remove_entry(from.parent, from.name)?, added])
+        let old = match left {
+            Some((id, mode)) => self.replace_entry(from.parent, from.name, id, mode)?,
+            None => self.remove_entry(from.parent, from.name)?,
+        };
+        Ok(vec![old, added])
     }
 
     fn move_within_bucket(
         &self,
         from: Place<'_>,
         to: Place<'_>,
-        moved: InodeId,
-        mode: u32,
+        (moved, mode): Entry,
+        left: Option<Entry>,
     ) -> Result<Vec<Op>, FsError> {
         let hash = self.hasher.hash(from.name);
         let mut bucket = self.bucket(from.parent, hash)?;
@@ -279,7 +316,10 @@ impl Fs {
             entry.inode = moved;
             entry.kind = (mode >> 12) as u8;
         }
-        Ok(vec![super::put_bucket(from.parent, hash, &bucket)])
+        Ok(vec![match left {
+            Some(left) => super::add_to_bucket(from.parent, hash, bucket, from.name, left)?,
+            None => super::put_bucket(from.parent, hash, &bucket),
+        }])
     }
 
     fn exchange(

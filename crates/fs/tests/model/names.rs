@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFSOCK: u32 = 0o140_000;
+const S_IFCHR: u32 = 0o020_000;
 const INHERITED: u32 = Flags::SYNC | Flags::NO_DUMP | Flags::NO_ATIME;
 
 fn text(name: &[u8]) -> String {
@@ -128,12 +129,27 @@ impl Player {
 
     pub(crate) fn rename(&mut self) {
         let (parent, old, new_parent, new) = (self.directory(), self.name(), self.directory(), self.name());
-        let flags = RenameFlags { no_replace: self.rng.below(6) == 0, exchange: self.rng.below(5) == 0 };
+        let whiteout = (self.rng.below(5) == 0).then(|| self.make_options().caller);
+        let flags =
+            RenameFlags { no_replace: self.rng.below(6) == 0, exchange: self.rng.below(5) == 0, whiteout };
         self.tell(format_args!("rename {parent}/{} to {new_parent}/{}, {flags:?}", text(&old), text(&new)));
         let before = self.now();
         let real = self.fs().rename(parent, &old, new_parent, &new, flags);
         let model = self.tree.rename((parent, &old), (new_parent, &new), flags);
+        let left = model.as_ref().is_ok_and(|touched| !touched.is_empty()).then_some(whiteout).flatten();
+        if let (Ok(()), Some(caller)) = (&real, left) {
+            self.leave_whiteout(parent, &old, caller);
+        }
         self.settle(real, model, before);
+    }
+
+    /// The model takes the whiteout that a rename left as it is there.
+    fn leave_whiteout(&mut self, parent: InodeId, name: &[u8], caller: Caller) {
+        let made = self.fs().peek(parent, name).expect("a whiteout was asked for");
+        assert_eq!((made.inode.mode & !0o7_777, made.inode.rdev), (S_IFCHR, 0));
+        let options = MakeOptions { caller, ..MakeOptions::default() };
+        let whiteout = Inode { lookups: 0, ..self.made(parent, &made, Kind::Special(S_IFCHR, 0), &options) };
+        self.tree.add(parent, name, made.id, whiteout);
     }
 
     pub(crate) fn link(&mut self) {

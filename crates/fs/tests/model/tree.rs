@@ -212,7 +212,7 @@ impl Tree {
     ) -> Answer<Vec<Touch>> {
         check_name(old)?;
         check_name(new)?;
-        if flags.no_replace && flags.exchange {
+        if flags.exchange && (flags.no_replace || flags.whiteout.is_some()) {
             return Err(Errno::EINVAL);
         }
         self.entries(parent)?;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 const INHERITED: u32 = Inode::SYNC | Inode::NO_DUMP | Inode::NO_ATIME;
 /// Neither owns anything nor may set what only the superuser sets.
 const STRANGER: Caller = Caller { uid: 7, gid: 7 };
-const SUPERUSER: Caller = Caller { uid: 0, gid: 0 };
+pub(crate) const SUPERUSER: Caller = Caller { uid: 0, gid: 0 };
 
 /// Histories in which flags are set.
 pub(crate) const WITH_FLAGS: Shape = Shape {

@@ -1,6 +1,6 @@
 //! What a history does, step by step: random operations, and what each of them promises.
 
-use crate::flags::Flags;
+use crate::flags::{Flags, SUPERUSER};
 use crate::history::{Namespace, Outcome, Promise, Shape};
 use aegisfs_base::{InodeId, Rng, SeededRng};
 use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, Kind, MakeOptions, ROOT, RenameFlags, WriteKind, XattrMode};
@@ -15,6 +15,7 @@ const FILE_BYTES_MAX: u64 = 400 << 10;
 const SIDES: u64 = 100;
 const SIDES_WITH_FLAGS: u64 = 135;
 const S_IFMT: u32 = 0o170_000;
+const S_IFCHR: u32 = 0o020_000;
 const S_IFREG: u32 = 0o100_000;
 const S_IFDIR: u32 = 0o040_000;
 
@@ -256,18 +257,24 @@ impl Player<'_> {
     fn rename(&mut self, step: u64) -> Result<Deed, FsError> {
         let (parent, old, new_parent, new) = (self.directory()?, self.name(), self.directory()?, self.name());
         let exchange = self.rng.below(5) == 0;
-        let flags = RenameFlags { exchange, ..RenameFlags::default() };
+        let whiteout = (!exchange && self.rng.below(4) == 0).then_some(SUPERUSER);
+        let flags = RenameFlags { exchange, whiteout, ..RenameFlags::default() };
         let moved = self.fs.peek(parent, &old)?.id;
         let target = self.fs.peek(new_parent, &new).ok().map(|found| found.id);
         // Two names of one inode stay as they are.
         let stays = target == Some(moved);
         self.forbidden = !stays && self.flags.forbid_rename(parent, moved, new_parent, target);
         self.fs.rename(parent, &old, new_parent, &new, flags)?;
+        if whiteout.is_some() && !stays {
+            let left = self.fs.peek(parent, &old)?.id;
+            self.flags.are_inherited(parent, left, Kind::Special(S_IFCHR, 0));
+        }
         let ordered = (target.is_some() && self.contents.contains_key(&moved)).then_some(moved);
         let story = format!(
-            "rename {parent}/{} to {new_parent}/{} ({moved}, exchange {exchange})",
+            "rename {parent}/{} to {new_parent}/{} ({moved}, exchange {exchange}, whiteout {})",
             text(&old),
-            text(&new)
+            text(&new),
+            whiteout.is_some()
         );
         let mut deed = Deed { promise: Promise { ordered, ..Promise::default() }, ..told(story) };
         if !stays {
