@@ -10,6 +10,7 @@ mod blocks;
 mod clients;
 mod databases;
 mod files;
+pub(crate) mod full;
 mod latency;
 mod measure;
 mod metadata;
@@ -36,7 +37,7 @@ struct Row {
     run: fn(&Ground, &mut Report) -> Result<()>,
 }
 
-const ROWS: [Row; 17] = [
+const ROWS: [Row; 20] = [
     Row { name: "write, half compressible", run: streams::write_half },
     Row { name: "write, incompressible", run: streams::write_noise },
     Row { name: "read, cold and warm", run: streams::read },
@@ -54,6 +55,9 @@ const ROWS: [Row; 17] = [
     Row { name: "pgbench", run: databases::pgbench },
     Row { name: "space", run: space::stored },
     Row { name: "tree copied again", run: space::copied_again },
+    Row { name: "full: random overwrites", run: full::overwrite_blocks },
+    Row { name: "full: whole files overwritten", run: full::overwrite_files },
+    Row { name: "full: reads beside the cleaner", run: full::read_beside_the_cleaner },
 ];
 
 /// Runs every row, or those whose name contains a word.

@@ -14,7 +14,9 @@ use std::time::Instant;
 /// Whether the kernel lets filesystems use io_uring; not there where it cannot.
 pub(crate) const RINGS_SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 /// The scripts, those that take longest first, so that none of these is left alone at the end.
-const SCRIPTS: [&str; 13] = [
+const SCRIPTS: [&str; 16] = [
+    "fill",
+    "aging",
     "stress_ng",
     "fsx",
     "postgresql",
@@ -27,6 +29,7 @@ const SCRIPTS: [&str; 13] = [
     "borg",
     "sqlite",
     "kill_sqlite",
+    "kill_cleaner",
     "git",
 ];
 /// Scripts that run at a time: each has an image and a mount of its own, and waits for flushes most of the time.

@@ -1,6 +1,7 @@
 //! `soak`: what an ordinary run has no time for: the crash tests with many more points, millions of files, and the
 //! programs of `tests/programs` for long.
 
+use crate::bench::full::LONG;
 use crate::programs;
 use crate::shell;
 use anyhow::{Context, Result, ensure};
@@ -48,6 +49,7 @@ pub(crate) fn run(points: Option<&str>) -> Result<()> {
         WAYS.iter().try_for_each(|way| check_posix(*way))?;
         let options = WAYS.map(|(rings, writeback)| format!("io_uring={rings},writeback={writeback}"));
         programs::soak(&options)?;
+        overwrite_when_full()?;
         run_xfstests()?;
     }
     Ok(())
@@ -57,6 +59,14 @@ pub(crate) fn run(points: Option<&str>) -> Result<()> {
 fn make_many_files() -> Result<()> {
     println!("soak: {FILES} files");
     run_mounted("many::many_files", &[("AEGISFS_MANY_FILES", FILES)])
+}
+
+/// The rows of the benchmark on devices that are nearly full, for ten minutes instead of one.
+fn overwrite_when_full() -> Result<()> {
+    println!("soak: the benchmark on devices that are nearly full");
+    let status = shell::command(&["cargo", "xtask", "bench", "full:"]).env(LONG, "1").status()?;
+    ensure!(status.success(), "the benchmark failed: {status}");
+    Ok(())
 }
 
 /// Some of the mounted tests, optimised, with variables that say how.

@@ -41,6 +41,30 @@ pub(crate) enum Command {
         /// The mount point.
         mount: PathBuf,
     },
+    /// Give back the room of what was deleted or overwritten among what is still used.
+    #[command(visible_alias = "gc", subcommand)]
+    Clean(CleanCommand),
+    /// Have the device forget what freed slots held, so that an image file is small again and a disk knows its free room.
+    #[command(subcommand)]
+    Trim(TrimCommand),
+    /// Find what takes room although nothing refers to it, and give it back. Normally there is none.
+    #[command(subcommand)]
+    Orphans(OrphansCommand),
+    /// The same as orphans list.
+    #[command(hide = true)]
+    DetectOrphans {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// The same as orphans clean.
+    #[command(hide = true)]
+    CleanupOrphans(OrphansCleanArgs),
+    /// The same as orphans stats.
+    #[command(hide = true)]
+    OrphanStats {
+        /// The mount point.
+        mount: PathBuf,
+    },
     /// Have the kernel write back what it holds of a file; a daemon cannot wait for its own mount.
     #[command(hide = true)]
     WriteBack {
@@ -68,6 +92,99 @@ pub(crate) enum Command {
     },
     /// Show what stands on a device that is not mounted, for whoever debugs or writes another reader.
     Inspect(InspectArgs),
+}
+
+/// What the cleaner is told.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CleanCommand {
+    /// What could be given back, and what the cleaner has done.
+    Status {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Clean everything that gives anything back, and wait for it; it goes on when this command is interrupted.
+    Run {
+        /// How much it may take from those who read and write meanwhile, and from then on.
+        #[arg(long, value_parser = ["low", "medium", "high"])]
+        intensity: Option<String>,
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Do nothing until told to go on. Whoever finds the device full has it cleaned all the same.
+    Pause {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Go on.
+    Resume {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Say how much cleaning may take from those who read and write: low, medium or high.
+    Intensity {
+        /// The intensity, until the mount ends; the setting clean.intensity says with which it begins.
+        #[arg(value_parser = ["low", "medium", "high"])]
+        intensity: String,
+        /// The mount point.
+        mount: PathBuf,
+    },
+}
+
+/// What is asked of discards.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TrimCommand {
+    /// What was discarded since the mount, what waits for it, and whether the device can do it.
+    Status {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Discard all free slots that were not since they were last written, those as well that were free before the mount,
+    /// and wait for it; it goes on when this command is interrupted. What still lives among them stays: that takes
+    /// `clean run` first.
+    Now {
+        /// The mount point.
+        mount: PathBuf,
+    },
+}
+
+/// What is asked of orphans.
+///
+/// Open segments, data on its way, files that somebody has open and slots that wait for a checkpoint are no orphans.
+/// Nothing on the devices tells how old an orphan is: it is as old as the list, stats or clean of this mount that saw it
+/// first, as long as all of them since have seen it too.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OrphansCommand {
+    /// Every orphan: what it is, where, how much room it takes, and when it was seen first.
+    List {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// How many orphans of each kind there are, and how much room they take.
+    Stats {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Give back what orphans take. Each is looked at once more right before, and left alone if it is none by then.
+    Clean(OrphansCleanArgs),
+}
+
+/// Arguments of `orphans clean`.
+#[derive(Debug, Args)]
+pub(crate) struct OrphansCleanArgs {
+    /// Only those that a list, stats or clean of this mount saw first at least so long ago (90s, 15m, 24h, 7d; 0 is all):
+    /// a mount that is younger than that has none.
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    pub(crate) older_than: std::time::Duration,
+    /// Only say what would be cleaned.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The mount point.
+    pub(crate) mount: PathBuf,
+}
+
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    aegisfs_base::units::parse_duration(text)
+        .ok_or_else(|| format!("'{text}' is not a time such as 15m, 24h or 7d"))
 }
 
 /// Arguments of `inspect`.

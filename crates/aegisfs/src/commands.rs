@@ -1,16 +1,19 @@
 //! The verbs of the command line.
 
 pub(crate) mod check;
+mod clean;
 pub(crate) mod format;
 mod inspect;
 pub(crate) mod mount;
+mod orphans;
 mod remount;
 mod status;
 mod sync;
+mod trim;
 mod umount;
 mod usage;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, OrphansCommand};
 use crate::failure::{Exit, Failure};
 use crate::{control, output, places};
 use std::process::ExitCode;
@@ -57,6 +60,12 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::NullMount { mount, io_uring } => null_mount(&mount, io_uring),
+        Command::Clean(command) => clean::run(&command, json),
+        Command::Trim(command) => trim::run(&command, json),
+        Command::Orphans(command) => orphans::run(&command, json),
+        Command::DetectOrphans { mount } => orphans::run(&OrphansCommand::List { mount }, json),
+        Command::CleanupOrphans(args) => orphans::run(&OrphansCommand::Clean(args), json),
+        Command::OrphanStats { mount } => orphans::run(&OrphansCommand::Stats { mount }, json),
         Command::Check { device } => check::run(&device, json),
         Command::Inspect(args) => inspect::run(&args, json),
     }

@@ -1,5 +1,7 @@
 //! The daemon: a mounted filesystem from the first opening of its devices to the last checkpoint.
 
+mod reclaim;
+
 use crate::control::{Server, Service};
 use crate::failure::{Exit, Failure};
 use crate::mount_options::Options;
@@ -9,7 +11,7 @@ use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_device::Device;
 use aegisfs_fs::{Flusher, Fs, FsOptions};
 use aegisfs_fuse::{FsFace, Mount, MountEntry, MountOptions, Session, SessionOptions};
-use aegisfs_store::{Store, StoreOptions};
+use aegisfs_store::{CleanerThread, Intensity, Store, StoreOptions, TrimThread};
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Files that the status names as used most.
 const HOTTEST: usize = 10;
@@ -119,16 +122,54 @@ impl Service for Daemon {
         let report = self.store.space_report().map_err(|error| error.to_string())?;
         Ok(json!({
             "total_bytes": report.total_bytes,
-            "free_bytes": report.free_bytes,
+            // As statfs(2) has it: what nobody can have is not free.
+            "free_bytes": report.free_bytes.saturating_sub(self.fs.kept_for_kernel()),
             "logical_bytes": report.logical_bytes,
             "unique_bytes": report.unique_bytes,
             "compressed_bytes": report.compressed_bytes,
             "data_bytes": report.data_bytes,
             "metadata_bytes": report.metadata_bytes,
+            "untrimmed_bytes": report.untrimmed_bytes,
             "physical_bytes": report.physical_bytes,
             "chunks": report.chunks,
             "references": report.references,
         }))
+    }
+
+    fn cleaning(&self) -> Result<Value, String> {
+        reclaim::cleaning(&self.store).map_err(|error| error.to_string())
+    }
+
+    fn clean(&self, order: &str) -> Result<(), String> {
+        self.store.check_writable().map_err(|error| error.to_string())?;
+        match order {
+            "run" => self.store.request_cleaning(),
+            "pause" => self.store.pause_cleaning(true),
+            "resume" => self.store.pause_cleaning(false),
+            _ => {
+                let wanted = order.strip_prefix("intensity/");
+                let known = Intensity::ALL.into_iter().find(|known| Some(known.name()) == wanted);
+                let known = known.ok_or_else(|| format!("the cleaner knows no order '{order}'"))?;
+                self.store.set_cleaning_intensity(known);
+            }
+        }
+        Ok(())
+    }
+
+    fn trimming(&self) -> Value {
+        reclaim::trimming(&self.store)
+    }
+
+    fn trim(&self) -> Result<(), String> {
+        self.store.request_trim().map_err(|error| error.to_string())
+    }
+
+    fn orphans(&self) -> Result<Value, String> {
+        reclaim::orphans(&self.store).map_err(|error| error.to_string())
+    }
+
+    fn clean_orphans(&self, older_than: Duration, dry_run: bool) -> Result<Value, String> {
+        reclaim::clean_orphans(&self.store, older_than, dry_run).map_err(|error| error.to_string())
     }
 
     fn sync(&self) -> Result<(), String> {
@@ -146,6 +187,8 @@ struct Running {
     server: Server,
     flusher: Option<Flusher>,
     service: Option<aegisfs_store::Service>,
+    cleaner: Option<CleanerThread>,
+    trimmer: Option<TrimThread>,
     daemon: Arc<Daemon>,
 }
 
@@ -212,9 +255,7 @@ fn start(
         tracing::info!("it was not unmounted the last time; the log is replayed");
     }
     let clock = Arc::new(SystemClock::default());
-    if let Some(mode) = &options.verify {
-        settings.verify(mode)?;
-    }
+    take_options(&mut settings, options)?;
     let store_options = StoreOptions { read_only, ..settings.store_options() };
     let uuid = pool.uuid().to_string();
     let (store, recovered) = aegisfs_store::open(pool, &store_options, clock, &SystemRng::new()?)?;
@@ -239,6 +280,9 @@ fn start(
     let service = writable
         .then(|| aegisfs_store::Service::start(Arc::clone(&store), settings.intervals()))
         .transpose()?;
+    store.set_cleaning_intensity(settings.cleaning_intensity());
+    let cleaner = writable.then(|| CleanerThread::start(Arc::clone(&store))).transpose()?;
+    let trimmer = writable.then(|| TrimThread::start(Arc::clone(&store))).transpose()?;
     let flusher = writable.then(|| Flusher::start(Arc::clone(&fs), FLUSHERS)).transpose()?;
     let mut kernel = options.kernel.clone();
     kernel.read_only = !writable;
@@ -271,9 +315,17 @@ fn start(
     });
     let _ = std::fs::remove_file(places::last_words(&uuid));
     let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
-    let running = Running { server, flusher, service, daemon: Arc::clone(&daemon) };
+    let running = Running { server, flusher, service, cleaner, trimmer, daemon: Arc::clone(&daemon) };
     *ending.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
     Ok((daemon, ending))
+}
+
+/// What the mount's own options say comes before the settings.
+fn take_options(settings: &mut Settings, options: &Options) -> Result<(), Failure> {
+    if let Some(mode) = &options.verify {
+        settings.verify(mode)?;
+    }
+    options.discard.map_or(Ok(()), |discard| settings.discard(discard))
 }
 
 /// Mounts: a block device as one where that brings syncs of the whole, anything else in the plain way. Says which.
@@ -360,12 +412,14 @@ fn settle_kernel(mounted: &Mount, bound: bool) {
 
 /// Ends in order: everything written out, one last checkpoint, nobody to talk to any more.
 fn finish(running: Running, held: bool) -> Result<(), Failure> {
-    let Running { server, flusher, service, daemon } = running;
-    drop(flusher);
+    let Running { server, flusher, service, cleaner, trimmer, daemon } = running;
     // The kernel ended the connection without a word, and may have let go of the device already.
     if daemon.block && !held {
         guard(&daemon)?;
     }
+    drop(trimmer);
+    drop(cleaner);
+    drop(flusher);
     let synced = if daemon.read_only { Ok(()) } else { daemon.fs.sync() };
     drop(server);
     drop(service);

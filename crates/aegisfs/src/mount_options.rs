@@ -12,6 +12,8 @@ pub(crate) struct Options {
     pub(crate) writeback: Option<bool>,
     /// Which writes are read back; as the settings say when not given.
     pub(crate) verify: Option<String>,
+    /// Whether freed slots are discarded by themselves; as the settings say when not given.
+    pub(crate) discard: Option<bool>,
     /// Whether requests come through io_uring; as the settings say when not given.
     pub(crate) rings: Option<String>,
     /// Whether a block device is mounted as one; as the settings say when not given.
@@ -68,6 +70,7 @@ impl Options {
             kernel,
             writeback: None,
             verify: None,
+            discard: None,
             rings: None,
             fuseblk: None,
             degraded: false,
@@ -99,6 +102,8 @@ impl Options {
             ("writeback", Some("off")) => self.writeback = Some(false),
             ("remount", None) => self.remount = true,
             ("verify", Some(mode)) => self.verify = Some(mode.to_owned()),
+            ("discard", None) => self.discard = Some(true),
+            ("nodiscard", None) => self.discard = Some(false),
             ("io_uring", Some(mode)) => self.rings = Some(mode.to_owned()),
             ("fuseblk", Some(mode)) => self.fuseblk = Some(mode.to_owned()),
             ("degraded", None) => self.degraded = true,
@@ -114,7 +119,7 @@ impl Options {
             ("user_id" | "group_id" | "max_read" | "blksize", Some(_)) => {}
             _ => {
                 return Err(Failure::usage(format!("mount option '{option}' is not known")).hint(
-                    "known are ro, rw, nosuid, nodev, noexec, noatime, writeback=on|off, verify=off|sample|full, io_uring=on|off|auto, fuseblk=on|off|auto, degraded, nonempty",
+                    "known are ro, rw, nosuid, nodev, noexec, noatime, writeback=on|off, verify=off|sample|full, discard, nodiscard, io_uring=on|off|auto, fuseblk=on|off|auto, degraded, nonempty",
                 ));
             }
         }

@@ -36,7 +36,7 @@ struct Key {
 }
 
 /// Every setting, in the order of the manual.
-const KEYS: [Key; 13] = [
+const KEYS: [Key; 17] = [
     Key { section: "mount", name: "writeback", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key {
         section: "mount",
@@ -69,6 +69,24 @@ const KEYS: [Key; 13] = [
         max: 1 << 20,
     },
     Key { section: "checkpoint", name: "interval_s", kind: Kind::Number, built_in: 60, min: 1, max: 86_400 },
+    Key {
+        section: "clean",
+        name: "intensity",
+        kind: Kind::Choice(&["low", "medium", "high"]),
+        built_in: 1,
+        min: 0,
+        max: 2,
+    },
+    Key { section: "trim", name: "background", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
+    Key {
+        section: "trim",
+        name: "batch_bytes",
+        kind: Kind::Bytes,
+        built_in: 256 << 20,
+        min: 1 << 20,
+        max: 1 << 40,
+    },
+    Key { section: "trim", name: "settle_s", kind: Kind::Number, built_in: 10, min: 0, max: 86_400 },
     Key {
         section: "cache",
         name: "chunk_bytes",
@@ -250,6 +268,12 @@ impl Settings {
         taken.map_err(|(message, hint)| Failure { hint, ..Failure::usage(message) })
     }
 
+    /// Whether freed slots are discarded by themselves, as the mount's own options say.
+    pub(crate) fn discard(&mut self, given: bool) -> Result<(), Failure> {
+        let taken = self.take("trim.background", if given { "true" } else { "false" }, Source::Flag);
+        taken.map_err(|(message, hint)| Failure { hint, ..Failure::usage(message) })
+    }
+
     /// Whether requests come through io_uring; `given` is what the mount's own options say.
     pub(crate) fn io_uring(&mut self, given: Option<&str>) -> Result<Wanted, Failure> {
         self.wanted("mount.io_uring", given)
@@ -290,8 +314,18 @@ impl Settings {
             metadata_cache_bytes: self.number("cache.metadata_bytes") as usize,
             read_back: [ReadBack::Off, ReadBack::Sample, ReadBack::Full]
                 [self.number("mount.verify") as usize],
+            trim: aegisfs_store::TrimOptions {
+                background: self.number("trim.background") == 1,
+                batch_bytes: self.number("trim.batch_bytes"),
+                settle: Duration::from_secs(self.number("trim.settle_s")),
+            },
             ..aegisfs_store::StoreOptions::default()
         }
+    }
+
+    /// How much the cleaner may take at first.
+    pub(crate) fn cleaning_intensity(&self) -> aegisfs_store::Intensity {
+        aegisfs_store::Intensity::ALL[self.number("clean.intensity") as usize]
     }
 
     /// For the store's service thread.
@@ -369,6 +403,7 @@ mod tests {
         assert_eq!(settings.intervals().log_transactions, intervals.log_transactions);
         let store = aegisfs_store::StoreOptions::default();
         assert_eq!(settings.store_options().chunk_cache_bytes, store.chunk_cache_bytes);
+        assert_eq!(settings.store_options().trim, store.trim);
         assert_eq!(settings.store_options().metadata_cache_bytes, store.metadata_cache_bytes);
         settings
             .take_file("[flush]\nsettle_ms = 100\ndirty_bytes_max = \"32M\"\n[mount]\nwriteback = false\n")

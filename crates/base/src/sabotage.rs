@@ -39,6 +39,8 @@ pub enum Edge {
     RowsBeforeRecord,
     /// Freed slots are reused only after the checkpoint that freed them.
     SlotsFreedAfterCheckpoint,
+    /// Freed slots are discarded only after the checkpoint that freed them.
+    SlotsTrimmedAfterCheckpoint,
     /// Open segments are sealed at recovery, never appended to again.
     SealAtRecovery,
     /// A chunk's hash is verified when it is read.
@@ -49,6 +51,10 @@ pub enum Edge {
     RenameFlushesSource,
     /// Chunk ids handed out are never handed out again after a crash.
     ChunkIdsNeverReused,
+    /// A chunk that cannot be read where it was is looked for again before it counts as damaged.
+    MovedIsNotDamage,
+    /// A copy is healed only where its chunk still is.
+    HealRechecked,
     /// A change of an inode that is marked sync is synced before the verb returns.
     SyncFlag,
 }

@@ -1,4 +1,6 @@
-//! Sizes as people write them.
+//! Sizes and times as people write them.
+
+use std::time::Duration;
 
 /// One kibibyte.
 pub const KIB: u64 = 1 << 10;
@@ -49,6 +51,46 @@ pub fn format_size(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
+/// Seconds of the units of time, the longest first.
+const TIMES: [(&str, u64); 4] = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
+
+/// Reads `90` (seconds), `90s`, `15m`, `24h` or `7d`, and sums of those, as `1d12h`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let mut rest = text.trim();
+    let mut total = 0u64;
+    loop {
+        let digits_end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (number, unit) = rest.split_at(digits_end);
+        let unit_end = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
+        let (unit, next) = unit.split_at(unit_end);
+        let factor = match unit {
+            // Only alone.
+            "" if digits_end == text.trim().len() => 1,
+            unit => TIMES.into_iter().find(|(name, _)| *name == unit)?.1,
+        };
+        total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(factor)?)?;
+        if next.is_empty() {
+            return Some(Duration::from_secs(total));
+        }
+        rest = next;
+    }
+}
+
+/// Writes a time in its two largest units.
+pub fn format_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let place = TIMES.iter().position(|(_, size)| seconds >= *size).unwrap_or(TIMES.len() - 1);
+    let (name, size) = TIMES[place];
+    let mut text = format!("{}{name}", seconds / size);
+    if let Some((name, smaller)) = TIMES.get(place + 1) {
+        let more = seconds % size / smaller;
+        if more > 0 {
+            text += &format!("{more}{name}");
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +115,29 @@ mod tests {
         }
         assert_eq!(format_size(1536), "1.5 KiB");
         assert_eq!(format_size(10), "10 B");
+    }
+
+    #[test]
+    fn times_as_people_write_them() {
+        let cases = [
+            ("0", 0),
+            ("90", 90),
+            ("15m", 900),
+            ("24h", 86_400),
+            ("7d", 604_800),
+            ("1d12h", 129_600),
+            (" 2s ", 2),
+        ];
+        for (text, seconds) in cases {
+            assert_eq!(parse_duration(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "h", "-1", "1x", "1h30", "99999999999999999999d", "1.5h", "1h-2s"] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (60, "1m"), (90, "1m30s"), (86_400, "1d"), (90_061, "1d1h")]
+        {
+            assert_eq!(format_duration(Duration::from_secs(seconds)), text);
+        }
     }
 }

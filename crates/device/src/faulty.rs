@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::Device;
 use crate::error::{DeviceError, Operation};
+use crate::{Device, DiscardLimits};
 
 /// A failure to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +159,10 @@ impl<D: Device> Device for FaultyDevice<D> {
     fn discard(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
         self.pass(Operation::Discard, offset, length)?;
         self.inner.discard(offset, length)
+    }
+
+    fn discard_limits(&self) -> DiscardLimits {
+        self.inner.discard_limits()
     }
 
     fn allocated_bytes(&self) -> Option<u64> {

@@ -22,6 +22,7 @@
 
 mod buffer;
 pub mod conformance;
+mod discard;
 mod error;
 mod faulty;
 mod host;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use aegisfs_base::limits::BLOCK_BYTES;
 
 pub use buffer::AlignedBuffer;
+pub use discard::DiscardLimits;
 pub use error::{DeviceError, Operation};
 pub use faulty::{Fault, FaultyDevice};
 pub use host::{
@@ -80,6 +82,11 @@ pub trait Device: Send + Sync {
     /// When the range is unaligned or outside, the device is read-only, or it fails.
     fn discard(&self, offset: u64, length: u64) -> Result<(), DeviceError>;
 
+    /// What it can forget, and in which units; whether it can is known for sure only after it was asked to.
+    fn discard_limits(&self) -> DiscardLimits {
+        DiscardLimits::default()
+    }
+
     /// Bytes that an image takes on its host; `None` where nobody can tell, as on block devices.
     fn allocated_bytes(&self) -> Option<u64>;
 
@@ -120,6 +127,10 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn discard(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
         (**self).discard(offset, length)
+    }
+
+    fn discard_limits(&self) -> DiscardLimits {
+        (**self).discard_limits()
     }
 
     fn allocated_bytes(&self) -> Option<u64> {

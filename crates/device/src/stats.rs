@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::Device;
 use crate::error::DeviceError;
+use crate::{Device, DiscardLimits};
 
 /// What a device was asked to do since it was wrapped. Failed calls count as calls and as errors,
 /// and their bytes do not count.
@@ -124,6 +124,10 @@ impl<D: Device> Device for StatsDevice<D> {
     fn discard(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
         let result = self.inner.discard(offset, length);
         self.count(&self.discards, length, result)
+    }
+
+    fn discard_limits(&self) -> DiscardLimits {
+        self.inner.discard_limits()
     }
 
     fn allocated_bytes(&self) -> Option<u64> {

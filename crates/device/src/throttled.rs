@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::Device;
 use crate::error::DeviceError;
+use crate::{Device, DiscardLimits};
 
 /// How slow.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,6 +77,10 @@ impl<D: Device> Device for ThrottledDevice<D> {
     fn discard(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
         self.wait(0);
         self.inner.discard(offset, length)
+    }
+
+    fn discard_limits(&self) -> DiscardLimits {
+        self.inner.discard_limits()
     }
 
     fn allocated_bytes(&self) -> Option<u64> {

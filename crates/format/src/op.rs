@@ -88,6 +88,15 @@ pub enum Op {
         /// The bytes.
         bytes: Vec<u8>,
     },
+    /// A chunk lies elsewhere now. If it is gone, or no longer where it was, its new bytes are dead.
+    MoveChunk {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Where it was: the segment, and where its frame begins in the slots.
+        from: (SegmentId, u32),
+        /// Its new descriptor, with no references.
+        descriptor: Descriptor,
+    },
     /// A segment takes no more rows.
     SealSegment {
         /// The segment.
@@ -162,6 +171,13 @@ impl Op {
                 out.put_u64(segment.0);
                 out.put_u32(*rows);
             }
+            Self::MoveChunk { chunk, from: (segment, slot_offset), descriptor } => {
+                out.push(9);
+                out.put_u64(chunk.0);
+                out.put_u64(segment.0);
+                out.put_u32(*slot_offset);
+                out.extend_from_slice(&descriptor.encode());
+            }
         }
     }
 
@@ -191,6 +207,11 @@ impl Op {
                 bytes: reader.long_bytes()?.to_vec(),
             },
             8 => Self::SealSegment { segment: SegmentId(reader.u64()?), rows: reader.u32()? },
+            9 => Self::MoveChunk {
+                chunk: ChunkId(reader.u64()?),
+                from: (SegmentId(reader.u64()?), reader.u32()?),
+                descriptor: descriptor(reader)?,
+            },
             other => {
                 return Err(FormatError::Value { what: WHAT, field: "tag", value: u64::from(other) });
             }
@@ -310,6 +331,7 @@ pub(crate) mod tests {
             },
             Op::Pending { inode: InodeId(2), offset: 1, bytes: vec![7; 33] },
             Op::SealSegment { segment: SegmentId(1), rows: 3 },
+            Op::MoveChunk { chunk: ChunkId(4), from: (SegmentId(9), 8192), descriptor },
         ];
         let transaction =
             |n, ops| Transaction { sequence: Sequence(n), branch: BranchId(0), epoch: EpochId(1), ops };

@@ -10,7 +10,9 @@ use zerocopy::{FromBytes, IntoBytes};
 /// First bytes of every superblock.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"AegisFS\x01";
 /// The version this program writes and the newest it reads.
-pub const SUPERBLOCK_VERSION: u32 = 2;
+pub const SUPERBLOCK_VERSION: u32 = 3;
+/// The oldest version that is understood. It lacks nothing but the operation that moves a chunk.
+pub const SUPERBLOCK_VERSION_MIN: u32 = 2;
 /// Incompatible features that this program knows.
 pub const INCOMPAT_KNOWN: u64 = 0;
 /// Features without which a pool may only be read.
@@ -277,9 +279,9 @@ impl Superblock {
         if verify && sum128_of_parts(&[unsummed(&fixed), table]) != fixed.sum {
             return Err(FormatError::Checksum { what: WHAT });
         }
-        // Every version up to this one is from before the first release.
-        if fixed.version.get() < SUPERBLOCK_VERSION {
-            let (found, known) = (fixed.version.get(), SUPERBLOCK_VERSION);
+        // The versions before it are from before the first release.
+        if fixed.version.get() < SUPERBLOCK_VERSION_MIN {
+            let (found, known) = (fixed.version.get(), SUPERBLOCK_VERSION_MIN);
             return Err(FormatError::Outdated { what: WHAT, found, known });
         }
         let unknown = fixed.incompat.get() & !INCOMPAT_KNOWN;
@@ -466,8 +468,8 @@ mod tests {
     #[test]
     fn newer_versions_and_unknown_features_say_so() {
         let mut bytes = sample().encode();
-        bytes[8] = 3;
-        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Version { found: 3, known: 2, .. })));
+        bytes[8] = 4;
+        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Version { found: 4, known: 3, .. })));
 
         let changed = |change: fn(&mut SuperblockV1)| {
             let mut fixed = SuperblockV1::read_from_prefix(&sample().encode()).unwrap().0;

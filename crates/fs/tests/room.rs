@@ -2,9 +2,9 @@
 
 mod stage;
 
-use aegisfs_base::{Rng, SeededRng};
-use aegisfs_fs::{Changes, Flusher, Fs, FsError, FsOptions, HandleId, WriteKind};
-use aegisfs_store::StoreError;
+use aegisfs_base::{InodeId, Rng, SeededRng};
+use aegisfs_fs::{Changes, Flusher, Fs, FsError, FsOptions, HandleId, Kind, MakeOptions, ROOT, WriteKind};
+use aegisfs_store::{CleanerThread, StoreError};
 use stage::{World, create};
 use std::sync::Arc;
 
@@ -185,4 +185,69 @@ fn what_is_overwritten_and_synced_takes_no_room() {
     let left = fs.store().free_bytes();
     assert!(left + (24 << 20) > free, "{left} of {free} are free");
     drop(flusher);
+}
+
+/// Makes small files until none fits any more, and says how many there are.
+fn fill_with_small_files(fs: &Fs, directory: InodeId, rng: &SeededRng) -> u64 {
+    let mut data = vec![0; 3000];
+    for made in 0.. {
+        rng.fill(&mut data);
+        let name = format!("{made}");
+        let outcome =
+            fs.create(directory, name.as_bytes(), &MakeOptions::default()).and_then(|(file, handle)| {
+                let outcome = fs.write(handle, 0, &data);
+                fs.release(handle).unwrap();
+                fs.forget(file.id, 1);
+                outcome
+            });
+        match outcome {
+            Ok(_) => {}
+            Err(FsError::Store(StoreError::NoSpace { .. })) => return made,
+            Err(other) => panic!("file {made}: {other}"),
+        }
+        if made % 500 == 0 {
+            fs.flush_all().unwrap();
+        }
+    }
+    unreachable!("a device has an end")
+}
+
+// The cleaner and the dedup index took the slots that the next checkpoint needed: it failed, and so did every mount
+// after it.
+#[test]
+fn a_device_full_of_small_files_can_be_emptied_again() {
+    let world = World::sized(DEVICE_BYTES, 1 << 20);
+    let mut first = 0;
+    for round in 0..3 {
+        let made = {
+            let fs = world.mount();
+            let cleaner = CleanerThread::start(Arc::clone(fs.store())).unwrap();
+            let directory = fs.make(ROOT, b"many", Kind::Directory, &MakeOptions::default()).unwrap().id;
+            let made = fill_with_small_files(&fs, directory, &world.rng);
+            fs.sync().unwrap();
+            fs.forget(directory, 1);
+            drop(cleaner);
+            made
+        };
+        first = first.max(made);
+        assert!(made * 100 >= first * 75, "round {round}: {made} files where there were {first}");
+        // After a crash, and full.
+        let fs = world.mount();
+        let directory = fs.peek(ROOT, b"many").unwrap().id;
+        for name in (0..made).chain([made]).map(|n| n.to_string()) {
+            match fs.unlink(directory, name.as_bytes()) {
+                Ok(()) | Err(FsError::NotFound) => {}
+                Err(other) => panic!("round {round}: {name}: {other}"),
+            }
+        }
+        fs.rmdir(ROOT, b"many").unwrap();
+        fs.sync().unwrap();
+        fs.store().reap_all().unwrap();
+        fs.store().clean(u64::MAX).unwrap();
+        assert_eq!(fs.store().read_only_reason(), None);
+        assert_eq!(fs.store().check(true).unwrap().problems, []);
+        if round == 1 {
+            fs.store().close().unwrap();
+        }
+    }
 }

@@ -115,7 +115,7 @@ impl Pool {
         let copies = self.state.lock().superblock.log_copies;
         let mut entries = Vec::new();
         for piece in 0..u32::try_from(pieces).expect("bounded by LOG_BYTES_MAX") {
-            let places = self.take_mirror_slots(copies, "the intent log")?;
+            let places = self.take_mirror_slots(copies, "the intent log", true)?;
             for (copy, (device, slot)) in (0..copies).zip(places) {
                 entries.push(MapEntry { owner: MapOwner::Log, piece, copy, device, slot });
             }

@@ -27,6 +27,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The database that may take the slots that are kept for metadata; what others hold can be had from it.
+const FIRST: u8 = 0;
 /// Buffered page writes above this are written out, though not flushed, before the next sync.
 const BUFFER_BYTES_MAX: usize = 32 << 20;
 
@@ -116,6 +118,22 @@ impl Database {
         (u32::try_from(page / pages).expect("pieces are bounded"), (page % pages) as u32)
     }
 
+    /// Pages that lie in slots of it, used or not.
+    pub fn mapped_pages(&self) -> u64 {
+        let pieces = self.pieces.read().iter().filter(|places| !places.is_empty()).count() as u64;
+        pieces * self.pages_per_piece()
+    }
+
+    /// Pages by which it grows at a time.
+    pub fn pages_per_piece(&self) -> u64 {
+        u64::from(self.layout.pages)
+    }
+
+    /// Slots that it grows by at a time.
+    pub fn copies(&self) -> u8 {
+        self.copies
+    }
+
     fn places(&self, piece: u32) -> Vec<Placement> {
         self.pieces.read().get(piece as usize).cloned().unwrap_or_default()
     }
@@ -171,6 +189,7 @@ impl Database {
         } else {
             self.pool.state.lock().map.extend(&entries);
         }
+        self.pool.database_slots.fetch_add(entries.len() as u64, Ordering::AcqRel);
         let mut pieces = self.pieces.write();
         if pieces.len() <= piece as usize {
             pieces.resize(piece as usize + 1, Vec::new());
@@ -182,7 +201,7 @@ impl Database {
     /// Takes slots for a new piece and writes blank checksum blocks to both of their places, so that nothing
     /// left there by an earlier use is believed.
     fn prepare_piece(&self, piece: u32) -> Result<Vec<MapEntry>, PoolError> {
-        let places = self.pool.take_mirror_slots(self.copies, "metadata")?;
+        let places = self.pool.take_mirror_slots(self.copies, "metadata", self.number == FIRST)?;
         let owner = MapOwner::Database(self.number);
         let entries: Vec<MapEntry> = (0..self.copies)
             .zip(&places)
@@ -231,6 +250,7 @@ impl Pool {
             return Err(error);
         }
         drop(state);
+        self.database_slots.fetch_sub(gone.len() as u64, Ordering::AcqRel);
         self.abandon(&gone.iter().map(|entry| (entry.device, entry.slot)).collect::<Vec<_>>());
         Ok(())
     }

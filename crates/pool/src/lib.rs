@@ -5,6 +5,8 @@
 //!   own storage trait
 //! - [`LogRing`] is the intent log's endless address space on mirrored, preallocated slots
 //!
+//! - [`Pool::trim_step`] has the devices forget what free slots held
+//!
 //! What a segment or a record means is not known here.
 
 #![forbid(unsafe_code)]
@@ -20,6 +22,8 @@ mod read_back;
 mod shard;
 mod slots;
 mod superblocks;
+mod trim;
+mod unowned;
 
 pub use create::CreateOptions;
 pub use database::{Database, OnPool};
@@ -28,4 +32,5 @@ pub use log_ring::LogRing;
 pub use open::{OpenOptions, Opening};
 pub use pool::{Pool, Redundancy};
 pub use read_back::ReadBack;
-pub use slots::{Placement, Space};
+pub use slots::{Placement, Space, UnownedSlot};
+pub use trim::{DeviceTrim, TrimPass, Trimmed};

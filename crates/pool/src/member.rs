@@ -1,5 +1,6 @@
 //! A device of the pool and what of it still has to be flushed.
 
+use crate::trim::TrimCounts;
 use aegisfs_device::{Device, DeviceError};
 use aegisfs_format::layout::DeviceLayout;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub(crate) struct Member {
     written: AtomicU64,
     /// Of those, how many are known to be on stable storage.
     flushed: AtomicU64,
+    /// What it was told to forget.
+    pub(crate) trims: TrimCounts,
 }
 
 impl Member {
@@ -25,6 +28,7 @@ impl Member {
             counted: AtomicBool::new(counted),
             written: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
+            trims: TrimCounts::default(),
         }
     }
 

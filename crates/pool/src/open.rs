@@ -74,7 +74,7 @@ impl Pool {
         pool.set_read_only(!writable);
         pool.set_ended_in_order(!opening.dirty);
         for entry in &pool.state.lock().map {
-            pool.slots.lock().claim((entry.device, entry.slot));
+            pool.slots.lock().claim((entry.device, entry.slot), true);
         }
         Ok((Arc::new(pool), opening))
     }

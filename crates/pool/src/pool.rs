@@ -10,8 +10,8 @@ use aegisfs_format::layout::SUPERBLOCK_BYTES;
 use aegisfs_format::map::{self, MAP_ENTRIES_MAX, MapEntry, MapOwner};
 use aegisfs_format::sum128;
 use aegisfs_format::superblock::{Membership, Superblock};
-use parking_lot::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How many shards a wide segment has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) struct State {
 pub struct Pool {
     pub(crate) members: Vec<Option<Member>>,
     pub(crate) slots: Mutex<SlotTable>,
+    /// Told when slots that were being discarded are free again.
+    pub(crate) trimmed: Condvar,
     pub(crate) state: Mutex<State>,
     read_only: AtomicBool,
     /// The last life ended in order, so nothing can have been in flight when the pool was opened.
@@ -44,10 +46,16 @@ pub struct Pool {
     dirty: AtomicBool,
     /// A write or flush failed that no other device made good: this life cannot end in order.
     failed: AtomicBool,
+    /// Slots that hold databases: as many as the map says.
+    pub(crate) database_slots: AtomicU64,
     slot_bytes: u64,
     uuid: Uuid,
     redundancy: Redundancy,
     pub(crate) reads_back: crate::read_back::ReadsBack,
+}
+
+fn database_slots(map: &[MapEntry]) -> u64 {
+    map.iter().filter(|entry| matches!(entry.owner, MapOwner::Database(_))).count() as u64
 }
 
 impl Pool {
@@ -55,10 +63,12 @@ impl Pool {
         Self {
             members,
             slots: Mutex::new(slots),
+            trimmed: Condvar::new(),
             read_only: AtomicBool::new(false),
             ended_in_order: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            database_slots: AtomicU64::new(database_slots(&state.map)),
             slot_bytes: u64::from(state.superblock.slot_bytes),
             uuid: state.superblock.pool,
             redundancy: Redundancy {
@@ -119,6 +129,17 @@ impl Pool {
         self.slots.lock().space(members)
     }
 
+    /// Leaves so many free slots to the metadata, an equal number on each device, but not more than a quarter of it.
+    pub fn keep_for_metadata(&self, slots: u64) {
+        let each = slots.div_ceil(self.members.len().max(1) as u64);
+        self.slots.lock().keep(|count| (u64::from(count) / 4).min(each) as u32);
+    }
+
+    /// Slots that metadata may still take, or as many as are kept for it, whichever is more.
+    pub fn room_for_metadata(&self) -> u64 {
+        self.slots.lock().room_for_metadata()
+    }
+
     /// Bytes that the backings of all members take, where that can be told.
     pub fn allocated_bytes(&self) -> Option<u64> {
         self.members.iter().flatten().map(|m| m.device.allocated_bytes()).sum()
@@ -136,6 +157,11 @@ impl Pool {
         self.state.lock().map.clone()
     }
 
+    /// How many of those hold databases.
+    pub fn database_slots(&self) -> u64 {
+        self.database_slots.load(Ordering::Acquire)
+    }
+
     /// Places of a mapped piece, by copy.
     pub(crate) fn mapped(&self, owner: MapOwner) -> Vec<MapEntry> {
         self.state.lock().map.iter().filter(|e| e.owner == owner).copied().collect()
@@ -144,23 +170,34 @@ impl Pool {
     /// Takes slots for all copies of something, or none: on as many devices as count, up to one for each copy,
     /// those with the most room first; copies that share a device stand far apart.
     ///
-    /// A full device is no reason to put all copies on another one: losing that one would lose them all.
+    /// A full device is no reason to put all copies on another one: losing that one would lose them all. Only the
+    /// metadata may take the slots that are kept for it.
     pub(crate) fn take_mirror_slots(
         &self,
         copies: u8,
         purpose: &'static str,
+        is_metadata: bool,
     ) -> Result<Vec<Placement>, PoolError> {
-        let mut slots = self.slots.lock();
+        self.take_slots(|slots| self.try_mirror_slots(slots, copies, purpose, is_metadata))
+    }
+
+    fn try_mirror_slots(
+        &self,
+        slots: &mut SlotTable,
+        copies: u8,
+        purpose: &'static str,
+        is_metadata: bool,
+    ) -> Result<Vec<Placement>, PoolError> {
         let counted = self.members.iter().flatten().filter(|m| m.counted()).count();
         let wanted = counted.min(usize::from(copies)).max(1);
         let mut devices: Vec<DeviceIndex> = (0..self.members.len())
             .map(|n| DeviceIndex(n as u16))
-            .filter(|d| slots.free_on(*d) > 0)
+            .filter(|d| slots.at_hand_on(*d, is_metadata) > 0)
             .collect();
         if devices.len() < wanted {
             return Err(PoolError::NoSpace { purpose });
         }
-        devices.sort_by_key(|d| std::cmp::Reverse(slots.free_on(*d)));
+        devices.sort_by_key(|d| std::cmp::Reverse(slots.at_hand_on(*d, is_metadata)));
         devices.truncate(wanted);
         let parts = usize::from(copies).div_ceil(wanted) as u64;
         let mut taken = Vec::new();
@@ -168,7 +205,7 @@ impl Pool {
             let device = devices[copy % wanted];
             let count = u64::from(self.member(device)?.layout.slots);
             let start = count * (copy / wanted) as u64 / parts;
-            if let Some(place) = slots.take(device, Some(start as u32)) {
+            if let Some(place) = slots.take_mapped(device, start as u32) {
                 taken.push(place);
             } else {
                 taken.iter().for_each(|place| slots.release(*place));
@@ -176,6 +213,20 @@ impl Pool {
             }
         }
         Ok(taken)
+    }
+
+    /// Takes slots. Where there are none but some that are being discarded, waits for those.
+    pub(crate) fn take_slots<T>(
+        &self,
+        mut take: impl FnMut(&mut SlotTable) -> Result<T, PoolError>,
+    ) -> Result<T, PoolError> {
+        let mut slots = self.slots.lock();
+        loop {
+            match take(&mut slots) {
+                Err(PoolError::NoSpace { .. }) if slots.is_trimming() => self.trimmed.wait(&mut slots),
+                outcome => return outcome,
+            }
+        }
     }
 
     pub(crate) fn member(&self, device: DeviceIndex) -> Result<&Member, PoolError> {

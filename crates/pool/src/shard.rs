@@ -3,9 +3,9 @@
 use crate::PoolError;
 use crate::pool::Pool;
 use crate::slots::Placement;
+use aegisfs_base::SegmentId;
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::sabotage::{Edge, removed};
-use aegisfs_base::{DeviceIndex, SegmentId};
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::map::{MapEntry, MapOwner};
 use aegisfs_format::slot::{SlotContent, SlotHeader};
@@ -78,11 +78,14 @@ impl Pool {
         let wanted = usize::from(redundancy.shards_data + redundancy.shards_parity);
         let usable = (0..self.members.len()).filter(|n| self.readable_device(*n)).count();
         // With members missing, copies are written to those that are left.
-        let places = self.slots.lock().place(wanted.min(usable).max(1))?;
+        let places = self.take_slots(|slots| slots.place(wanted.min(usable).max(1)))?;
         let shards = (1, u8::try_from(places.len() - 1).expect("bounded by the geometry"));
         for (member, place) in places.iter().enumerate() {
             let content = SlotContent::Segment { segment, shards };
-            self.write_header(*place, content, member as u8)?;
+            if let Err(error) = self.write_header(*place, content, member as u8) {
+                self.abandon(&places);
+                return Err(error);
+            }
         }
         Ok(places)
     }
@@ -139,11 +142,14 @@ impl Pool {
     ///
     /// Says whether it was free; if not, two owners claim it.
     pub fn claim_slot(&self, place: Placement) -> bool {
-        self.slots.lock().claim(place)
+        self.slots.lock().claim(place, false)
     }
 
     /// Notes that a segment's slots become free with the next checkpoint.
     pub fn begin_release(&self, places: &[Placement]) {
+        if removed(Edge::SlotsTrimmedAfterCheckpoint) {
+            self.forget_too_early(places);
+        }
         let mut slots = self.slots.lock();
         for place in places {
             if removed(Edge::SlotsFreedAfterCheckpoint) {
@@ -154,15 +160,15 @@ impl Pool {
         }
     }
 
-    /// Frees slots after the checkpoint that says so is durable, and lets the devices forget them.
+    /// Frees slots after the checkpoint that says so is durable. The devices forget them
+    /// [later](Pool::trim_step), unless somebody takes them before.
     pub fn finish_release(&self, places: &[Placement]) {
         if removed(Edge::SlotsFreedAfterCheckpoint) {
             return;
         }
-        for (device, slot) in places {
-            // Before it is free for others: a discard must not hit what they write.
-            self.discard_slot(*device, *slot);
-            self.slots.lock().release((*device, *slot));
+        let mut slots = self.slots.lock();
+        for place in places {
+            slots.release(*place);
         }
     }
 
@@ -171,17 +177,6 @@ impl Pool {
         let mut slots = self.slots.lock();
         for place in places {
             slots.release(*place);
-        }
-    }
-
-    fn discard_slot(&self, device: DeviceIndex, slot: aegisfs_base::SlotIndex) {
-        let Ok(member) = self.member(device) else { return };
-        if self.read_only() || !member.counted() {
-            return;
-        }
-        let offset = member.layout.slot_offset(slot);
-        if let Err(error) = member.device.discard(offset, self.slot_bytes()) {
-            tracing::warn!(%error, "a freed slot could not be discarded; its space stays allocated");
         }
     }
 }

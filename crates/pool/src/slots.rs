@@ -6,24 +6,127 @@ use aegisfs_base::{DeviceIndex, SlotIndex};
 /// A slot of a device.
 pub type Placement = (DeviceIndex, SlotIndex);
 
+/// What a slot is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SlotState {
-    Free,
+    /// Free, and the device was told to forget it.
+    Blank,
+    /// Free since the pool was opened; whether the device keeps anything of it is not known.
+    Found,
+    /// Free, and the device still keeps what was written there.
+    Left,
+    /// Free, but the device is being told to forget it: nobody gets it meanwhile.
+    Trimming,
+    /// Used by a segment.
     Used,
+    /// Used by a database or the log.
+    Mapped,
     /// Nothing refers to it any more, but the checkpoint that says so is not yet durable.
     Freeing,
+}
+
+/// How many states there are.
+const STATES: usize = 7;
+
+impl SlotState {
+    /// Whether it can be given to somebody now.
+    const fn is_at_hand(self) -> bool {
+        matches!(self, Self::Blank | Self::Found | Self::Left)
+    }
 }
 
 #[derive(Debug)]
 struct DeviceSlots {
     states: Vec<SlotState>,
-    free: u32,
-    /// Those that will be free, counted so that nobody has to walk over all.
-    freeing: u32,
+    /// Slots by state, counted so that nobody has to walk over all.
+    counts: [u32; STATES],
     /// Where the last search ended; searching on from there keeps a log sequential.
     cursor: u32,
     /// Whether new segments may be placed here.
     usable: bool,
+    /// So many free slots are left to the metadata. Where it has taken some of them they are fewer, until others come
+    /// back: the pages that it wrote there are free inside the database by then.
+    kept: u32,
+    /// How many they should be.
+    kept_full: u32,
+    /// So many more are withheld from users, and metadata takes those that are kept for it first.
+    spare: u32,
+    /// While somebody looks for slots that nothing refers to: one bit for each that may be one.
+    suspects: Vec<u64>,
+}
+
+impl DeviceSlots {
+    fn set(&mut self, slot: usize, state: SlotState) {
+        let before = std::mem::replace(&mut self.states[slot], state);
+        self.counts[before as usize] -= 1;
+        self.counts[state as usize] += 1;
+        // Whoever changes it knows of it.
+        self.acquit(slot);
+    }
+
+    fn acquit(&mut self, slot: usize) {
+        if let Some(bits) = self.suspects.get_mut(slot / 64) {
+            *bits &= !(1 << (slot % 64));
+        }
+    }
+
+    fn is_suspect(&self, slot: usize) -> bool {
+        self.suspects.get(slot / 64).is_some_and(|bits| bits >> (slot % 64) & 1 == 1)
+    }
+
+    const fn count(&self, state: SlotState) -> u32 {
+        self.counts[state as usize]
+    }
+
+    const fn at_hand(&self) -> u32 {
+        self.count(SlotState::Blank) + self.count(SlotState::Found) + self.count(SlotState::Left)
+    }
+
+    /// Those at hand, and those that will be in a moment.
+    const fn free(&self) -> u32 {
+        self.at_hand() + self.count(SlotState::Trimming)
+    }
+
+    /// Slots that segments may take, now or in a moment.
+    const fn placeable(&self) -> u32 {
+        if self.usable { self.free().saturating_sub(self.kept) } else { 0 }
+    }
+
+    /// Of those, the ones that are at hand.
+    fn placeable_now(&self) -> u32 {
+        self.placeable().min(self.at_hand())
+    }
+}
+
+/// Neighbouring slots of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) device: DeviceIndex,
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+}
+
+/// Which neighbouring free slots are looked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) device: DeviceIndex,
+    /// Where the search begins.
+    pub(crate) from: u32,
+    /// Those as well of which nothing is known.
+    pub(crate) found: bool,
+    /// So many at most.
+    pub(crate) most: u32,
+    /// Blank neighbours that are taken along on either side.
+    pub(crate) margin: u32,
+}
+
+/// A slot that counts as used, and that nothing refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnownedSlot {
+    /// The slot.
+    pub place: Placement,
+    /// It was taken for a database or the log, rather than for a segment.
+    pub mapped: bool,
 }
 
 /// Room in the pool, in slots of one size.
@@ -33,9 +136,15 @@ pub struct Space {
     pub slots: u64,
     /// Slots that nothing uses.
     pub free: u64,
+    /// Of those, slots that still take room where the devices lie: they were used, and not discarded since.
+    pub left: u64,
+    /// How many of those are always left to the metadata.
+    pub kept: u64,
+    /// How many more should be, had it not taken them.
+    pub lent: u64,
     /// Slots that will be free after the next checkpoint.
     pub freeing: u64,
-    /// Segments of the default geometry that can still be placed.
+    /// Segments of the default geometry that can still be placed, without the slots kept for metadata.
     pub segments_placeable: u64,
 }
 
@@ -48,48 +157,79 @@ pub(crate) struct SlotTable {
 impl SlotTable {
     pub(crate) fn new(slots: impl Iterator<Item = (u32, bool)>) -> Self {
         let devices = slots
-            .map(|(count, usable)| DeviceSlots {
-                states: vec![SlotState::Free; count as usize],
-                free: count,
-                freeing: 0,
-                cursor: 0,
-                usable,
+            .map(|(count, usable)| {
+                let mut counts = [0; STATES];
+                counts[SlotState::Found as usize] = count;
+                let states = vec![SlotState::Found; count as usize];
+                DeviceSlots {
+                    states,
+                    counts,
+                    cursor: 0,
+                    usable,
+                    kept: 0,
+                    kept_full: 0,
+                    spare: 0,
+                    suspects: Vec::new(),
+                }
             })
             .collect();
         Self { devices }
     }
 
-    /// Notes that a slot is used. Says whether it was free before.
-    pub(crate) fn claim(&mut self, (device, slot): Placement) -> bool {
+    /// Notes that a slot is used by a segment, or by what is mapped. Says whether it was free before.
+    pub(crate) fn claim(&mut self, (device, slot): Placement, mapped: bool) -> bool {
         let Some(slots) = self.devices.get_mut(usize::from(device.0)) else { return false };
-        let Some(state) = slots.states.get_mut(slot.0 as usize) else { return false };
-        if *state != SlotState::Free {
+        let Some(state) = slots.states.get(slot.0 as usize) else { return false };
+        if !state.is_at_hand() {
             return false;
         }
-        *state = SlotState::Used;
-        slots.free -= 1;
+        slots.set(slot.0 as usize, if mapped { SlotState::Mapped } else { SlotState::Used });
         true
+    }
+
+    /// Leaves so many free slots of each device to the metadata, without which no checkpoint ever frees another, and
+    /// takes as many more for withheld.
+    pub(crate) fn keep(&mut self, kept: impl Fn(u32) -> u32) {
+        for slots in &mut self.devices {
+            slots.kept_full = kept(slots.states.len() as u32);
+            slots.spare = slots.kept_full;
+            let free = slots.free().saturating_sub(slots.spare);
+            slots.kept = slots.kept_full.min(free);
+        }
     }
 
     pub(crate) fn set_usable(&mut self, device: DeviceIndex, usable: bool) {
         self.devices[usize::from(device.0)].usable = usable;
     }
 
-    /// Takes a free slot of a device, searching from where the last search ended, or from `start`.
-    pub(crate) fn take(&mut self, device: DeviceIndex, start: Option<u32>) -> Option<Placement> {
+    /// Takes a free slot of a device for a database or the log, searching from `start`.
+    pub(crate) fn take_mapped(&mut self, device: DeviceIndex, start: u32) -> Option<Placement> {
+        let found = self.search(device, start)?;
         let slots = &mut self.devices[usize::from(device.0)];
-        if slots.free == 0 {
+        if slots.placeable() <= slots.spare {
+            slots.kept = slots.kept.saturating_sub(1);
+        }
+        slots.set(found as usize, SlotState::Mapped);
+        Some((device, SlotIndex(found)))
+    }
+
+    /// Takes a free slot of a device for a segment, searching from where the last search ended.
+    fn take(&mut self, device: DeviceIndex) -> Option<Placement> {
+        let found = self.search(device, self.devices[usize::from(device.0)].cursor)?;
+        let slots = &mut self.devices[usize::from(device.0)];
+        slots.set(found as usize, SlotState::Used);
+        slots.cursor = found + 1;
+        Some((device, SlotIndex(found)))
+    }
+
+    fn search(&self, device: DeviceIndex, start: u32) -> Option<u32> {
+        let slots = &self.devices[usize::from(device.0)];
+        if slots.at_hand() == 0 {
             return None;
         }
         let count = slots.states.len() as u32;
-        let from = start.unwrap_or(slots.cursor) % count;
-        let found = (from..count).chain(0..from).find(|n| slots.states[*n as usize] == SlotState::Free)?;
-        slots.states[found as usize] = SlotState::Used;
-        slots.free -= 1;
-        if start.is_none() {
-            slots.cursor = found + 1;
-        }
-        Some((device, SlotIndex(found)))
+        let from = start % count;
+        (from..count).chain(0..from).find(|n| slots.states[*n as usize].is_at_hand())
     }
 
     /// Gives a slot back at once: nothing durable refers to it.
@@ -98,56 +238,165 @@ impl SlotTable {
     /// When it was not in use.
     pub(crate) fn release(&mut self, (device, slot): Placement) {
         let slots = &mut self.devices[usize::from(device.0)];
-        let state = &mut slots.states[slot.0 as usize];
-        assert_ne!(*state, SlotState::Free, "slot {slot} of device {device} freed twice");
-        slots.freeing -= u32::from(*state == SlotState::Freeing);
-        *state = SlotState::Free;
-        slots.free += 1;
+        let state = slots.states[slot.0 as usize];
+        let is_in_use = matches!(state, SlotState::Used | SlotState::Mapped | SlotState::Freeing);
+        assert!(is_in_use, "slot {slot} of device {device} freed twice");
+        slots.set(slot.0 as usize, SlotState::Left);
+        if slots.kept < slots.kept_full && slots.placeable() > slots.spare {
+            slots.kept += 1;
+        }
     }
 
     /// Notes that a slot will be free once the next checkpoint is durable.
     ///
     /// # Panics
-    /// When it was not in use.
+    /// When it was not in use by a segment.
     pub(crate) fn begin_release(&mut self, (device, slot): Placement) {
         let slots = &mut self.devices[usize::from(device.0)];
-        let state = &mut slots.states[slot.0 as usize];
-        assert_eq!(*state, SlotState::Used, "slot {slot} of device {device} freed twice");
-        *state = SlotState::Freeing;
-        slots.freeing += 1;
+        let state = slots.states[slot.0 as usize];
+        assert_eq!(state, SlotState::Used, "slot {slot} of device {device} freed twice");
+        slots.set(slot.0 as usize, SlotState::Freeing);
+    }
+
+    /// Sets neighbouring free slots aside, to be discarded. Nobody gets them until [`SlotTable::end_trim`].
+    pub(crate) fn begin_trim(&mut self, wanted: &Wanted) -> Option<Run> {
+        let slots = &mut self.devices[usize::from(wanted.device.0)];
+        let is_wanted =
+            |state: SlotState| state == SlotState::Left || (wanted.found && state == SlotState::Found);
+        let states = &slots.states;
+        let first = (wanted.from as usize..states.len()).find(|n| is_wanted(states[*n]))?;
+        let most = wanted.most.max(1) as usize;
+        let count = states[first..].iter().take(most).take_while(|state| is_wanted(**state)).count();
+        let end = first + count;
+        let blank = |state: &&SlotState| **state == SlotState::Blank;
+        let margin = wanted.margin as usize;
+        let before = states[..first].iter().rev().take(margin).take_while(blank).count();
+        let behind = states[end..].iter().take(margin).take_while(blank).count();
+        for slot in first - before..end + behind {
+            slots.set(slot, SlotState::Trimming);
+        }
+        let (first, count) = ((first - before) as u32, (before + count + behind) as u32);
+        Some(Run { device: wanted.device, first, count })
+    }
+
+    /// Makes slots that were set aside free again; those in `forgotten` are blank now.
+    pub(crate) fn end_trim(&mut self, run: Run, forgotten: std::ops::Range<u32>) {
+        let slots = &mut self.devices[usize::from(run.device.0)];
+        for slot in run.first..run.first + run.count {
+            // What the device keeps all the same is not tried again by itself.
+            let state = if forgotten.contains(&slot) { SlotState::Blank } else { SlotState::Found };
+            slots.set(slot as usize, state);
+        }
+    }
+
+    /// Whether some slots are set aside at this moment.
+    pub(crate) fn is_trimming(&self) -> bool {
+        self.devices.iter().any(|slots| slots.count(SlotState::Trimming) > 0)
+    }
+
+    /// Slots of a device that wait to be discarded, and those of which nothing is known.
+    pub(crate) fn trimmable(&self, device: DeviceIndex) -> (u32, u32) {
+        let slots = &self.devices[usize::from(device.0)];
+        (slots.count(SlotState::Left), slots.count(SlotState::Found))
+    }
+
+    /// Suspects all slots in use of being referred to by nothing. Whatever changes acquits itself.
+    pub(crate) fn suspect_all(&mut self) {
+        for slots in &mut self.devices {
+            let words = slots.states.len().div_ceil(64);
+            slots.suspects = vec![0; words];
+            for (slot, state) in slots.states.iter().enumerate() {
+                if matches!(state, SlotState::Used | SlotState::Mapped) {
+                    slots.suspects[slot / 64] |= 1 << (slot % 64);
+                }
+            }
+        }
+    }
+
+    /// Notes that something refers to a slot.
+    pub(crate) fn acquit(&mut self, (device, slot): Placement) {
+        if let Some(slots) = self.devices.get_mut(usize::from(device.0)) {
+            slots.acquit(slot.0 as usize);
+        }
+    }
+
+    /// The first so many slots that are still suspected.
+    pub(crate) fn suspects(&self, most: usize) -> Vec<UnownedSlot> {
+        let one = |(device, slots): (usize, &DeviceSlots)| -> Vec<UnownedSlot> {
+            let suspect = |slot: &usize| slots.is_suspect(*slot);
+            let named = |slot: usize| UnownedSlot {
+                place: (DeviceIndex(device as u16), SlotIndex(slot as u32)),
+                mapped: slots.states[slot] == SlotState::Mapped,
+            };
+            let words = slots.suspects.iter().enumerate().filter(|(_, bits)| **bits != 0);
+            words
+                .flat_map(|(word, _)| word * 64..word * 64 + 64)
+                .filter(suspect)
+                .take(most)
+                .map(named)
+                .collect()
+        };
+        self.devices.iter().enumerate().flat_map(one).take(most).collect()
+    }
+
+    /// Whether a slot is suspected, of a segment.
+    pub(crate) fn is_suspect(&self, (device, slot): Placement) -> bool {
+        self.devices.get(usize::from(device.0)).is_some_and(|slots| {
+            slots.is_suspect(slot.0 as usize) && slots.states[slot.0 as usize] == SlotState::Used
+        })
+    }
+
+    /// Suspects nothing any more.
+    pub(crate) fn forget_suspects(&mut self) {
+        self.devices.iter_mut().for_each(|slots| slots.suspects = Vec::new());
     }
 
     /// Slots for a segment: on different devices, those with the most room first.
     pub(crate) fn place(&mut self, members: usize) -> Result<Vec<Placement>, PoolError> {
-        let mut order: Vec<usize> = (0..self.devices.len())
-            .filter(|d| self.devices[*d].usable && self.devices[*d].free > 0)
-            .collect();
+        let mut order: Vec<usize> =
+            (0..self.devices.len()).filter(|d| self.devices[*d].placeable_now() > 0).collect();
         if order.len() < members {
             return Err(PoolError::NoSpace { purpose: "a segment" });
         }
-        order.sort_by_key(|d| std::cmp::Reverse(self.devices[*d].free));
+        order.sort_by_key(|d| std::cmp::Reverse(self.devices[*d].placeable()));
         let placed = order[..members]
             .iter()
-            .map(|d| self.take(DeviceIndex(*d as u16), None).expect("it has a free slot"))
+            .map(|d| self.take(DeviceIndex(*d as u16)).expect("it has a free slot"))
             .collect();
         Ok(placed)
     }
 
-    pub(crate) fn free_on(&self, device: DeviceIndex) -> u32 {
+    /// Slots of a device that can be given away now, of which metadata may have all.
+    pub(crate) fn at_hand_on(&self, device: DeviceIndex, is_metadata: bool) -> u32 {
         let slots = &self.devices[usize::from(device.0)];
-        if slots.usable { slots.free } else { 0 }
+        match is_metadata {
+            true if slots.usable => slots.at_hand(),
+            true => 0,
+            false => slots.placeable_now(),
+        }
+    }
+
+    /// Slots that are free, or as many as should be kept, whichever is more.
+    pub(crate) fn room_for_metadata(&self) -> u64 {
+        let usable = || self.devices.iter().filter(|slots| slots.usable);
+        let free: u64 = usable().map(|slots| u64::from(slots.free())).sum();
+        free.max(usable().map(|slots| u64::from(slots.kept_full)).sum())
     }
 
     /// What room there is for segments of so many members.
     pub(crate) fn space(&self, members: usize) -> Space {
-        let free: Vec<u64> = self.devices.iter().filter(|d| d.usable).map(|d| u64::from(d.free)).collect();
+        let usable = || self.devices.iter().filter(|d| d.usable);
+        let placeable: Vec<u64> = usable().map(|d| u64::from(d.placeable())).collect();
         // With members missing, segments have fewer shards rather than no place.
-        let members = members.min(free.len()).max(1);
+        let members = members.min(placeable.len()).max(1);
         Space {
             slots: self.devices.iter().map(|d| d.states.len() as u64).sum(),
-            free: self.devices.iter().map(|d| u64::from(d.free)).sum(),
-            freeing: self.devices.iter().map(|d| u64::from(d.freeing)).sum(),
-            segments_placeable: segments_placeable(&free, members as u64),
+            free: self.devices.iter().map(|d| u64::from(d.free())).sum(),
+            kept: usable().map(|d| u64::from(d.kept)).sum(),
+            lent: usable().map(|d| u64::from(d.kept_full - d.kept)).sum(),
+            left: usable().map(|d| u64::from(d.count(SlotState::Left))).sum(),
+            freeing: self.devices.iter().map(|d| u64::from(d.count(SlotState::Freeing))).sum(),
+            segments_placeable: segments_placeable(&placeable, members as u64),
         }
     }
 }
@@ -195,8 +444,120 @@ mod tests {
         assert_eq!((table.space(1).free, table.space(1).freeing), (1, 1));
         table.release(first[0]);
         assert_eq!((table.space(1).free, table.space(1).freeing), (2, 0));
-        assert!(table.claim(first[0]));
-        assert!(!table.claim(first[0]));
-        assert!(!table.claim((DeviceIndex(9), SlotIndex(0))));
+        assert!(table.claim(first[0], false));
+        assert!(!table.claim(first[0], true));
+        assert!(!table.claim((DeviceIndex(9), SlotIndex(0)), false));
+    }
+
+    const FIRST: DeviceIndex = DeviceIndex(0);
+
+    fn wanted(from: u32) -> Wanted {
+        Wanted { device: FIRST, from, found: false, most: 100, margin: 0 }
+    }
+
+    #[test]
+    fn what_is_being_discarded_is_given_to_nobody() {
+        let mut table = SlotTable::new(std::iter::once((4, true)));
+        let taken: Vec<_> = (0..4).map(|_| table.place(1).unwrap()[0]).collect();
+        assert_eq!(table.begin_trim(&wanted(0)), None, "nothing of it is free");
+        table.release(taken[1]);
+        table.begin_release(taken[2]);
+        let run = table.begin_trim(&wanted(0)).unwrap();
+        assert_eq!((run.first, run.count), (1, 1), "the other one waits for the checkpoint");
+        assert!(table.place(1).is_err() && table.is_trimming());
+        assert!(!table.claim(taken[1], false));
+        assert_eq!((table.space(1).free, table.space(1).segments_placeable), (1, 1));
+        table.end_trim(run, 1..2);
+        assert_eq!((table.is_trimming(), table.begin_trim(&wanted(0))), (false, None));
+        assert_eq!(table.place(1).unwrap(), [taken[1]]);
+        table.release(taken[1]);
+        assert_eq!(table.space(1).left, 1, "it was written to again");
+    }
+
+    #[test]
+    fn neighbours_are_discarded_together() {
+        let mut table = SlotTable::new(std::iter::once((10, true)));
+        let taken: Vec<_> = (0..10).map(|_| table.place(1).unwrap()[0]).collect();
+        [1, 2, 3, 5, 6].iter().for_each(|n| table.release(taken[*n]));
+        let most = |from, most| Wanted { most, ..wanted(from) };
+        let run = table.begin_trim(&most(0, 2)).unwrap();
+        assert_eq!((run.first, run.count), (1, 2));
+        table.end_trim(run, 1..3);
+        // Those before are blank, and help to make up whole units.
+        let run = table.begin_trim(&Wanted { margin: 1, ..wanted(3) }).unwrap();
+        assert_eq!((run.first, run.count), (2, 2));
+        table.end_trim(run, 0..0);
+        assert_eq!(table.trimmable(FIRST), (2, 2), "what the device kept is not tried again");
+        let run = table.begin_trim(&wanted(0)).unwrap();
+        assert_eq!((run.first, run.count), (5, 2));
+        table.end_trim(run, 5..7);
+        let run = table.begin_trim(&Wanted { found: true, ..wanted(0) }).unwrap();
+        assert_eq!((run.first, run.count), (2, 2));
+        table.end_trim(run, 2..4);
+        assert_eq!(table.trimmable(FIRST), (0, 0));
+    }
+
+    #[test]
+    fn slots_that_change_are_not_suspected() {
+        let mut table = SlotTable::new([(70, true), (3, true)].into_iter());
+        let taken: Vec<_> = (0..73).map(|_| table.place(1).unwrap()[0]).collect();
+        table.release(taken[0]);
+        table.take_mapped(taken[0].0, taken[0].1.0).unwrap();
+        table.suspect_all();
+        assert_eq!(table.suspects(100).len(), 73);
+        assert_eq!(table.suspects(5).len(), 5);
+        for place in &taken[3..] {
+            table.acquit(*place);
+        }
+        table.begin_release(taken[1]);
+        let left = table.suspects(100);
+        let expected =
+            [UnownedSlot { place: taken[0], mapped: true }, UnownedSlot { place: taken[2], mapped: false }];
+        assert!(left.len() == 2 && expected.iter().all(|slot| left.contains(slot)), "{left:?}");
+        assert!(table.is_suspect(taken[2]) && !table.is_suspect(taken[0]) && !table.is_suspect(taken[1]));
+        table.release(taken[2]);
+        assert!(table.claim(taken[2], false) && !table.is_suspect(taken[2]));
+        table.forget_suspects();
+        assert_eq!(table.suspects(100), []);
+    }
+
+    #[test]
+    fn metadata_takes_what_is_kept_for_it_before_what_is_withheld() {
+        let mut table = SlotTable::new(std::iter::once((12, true)));
+        table.keep(|_| 3);
+        let placed: Vec<_> = (0..6).map(|_| table.place(1).unwrap()[0]).collect();
+        let seen = |table: &SlotTable| {
+            let space = table.space(1);
+            (space.free, space.kept, space.lent, space.segments_placeable)
+        };
+        assert_eq!(seen(&table), (6, 3, 0, 3));
+        table.take_mapped(FIRST, 0).unwrap();
+        table.take_mapped(FIRST, 0).unwrap();
+        assert_eq!(seen(&table), (4, 1, 2, 3));
+        assert_eq!(table.room_for_metadata(), 4);
+        // What comes back makes up for it first.
+        table.release(placed[0]);
+        assert_eq!(seen(&table), (5, 2, 1, 3));
+        placed[1..].iter().for_each(|place| table.release(*place));
+        assert_eq!(seen(&table), (10, 3, 0, 7));
+    }
+
+    #[test]
+    fn only_metadata_gets_what_is_kept() {
+        let mut table = SlotTable::new([(4, true), (3, true)].into_iter());
+        table.keep(|_| 1);
+        assert_eq!((table.space(1).segments_placeable, table.space(1).kept), (5, 2));
+        assert_eq!(table.space(2).segments_placeable, 2);
+        table.place(2).unwrap();
+        table.place(2).unwrap();
+        assert!(matches!(table.place(2), Err(PoolError::NoSpace { .. })));
+        table.place(1).unwrap();
+        assert!(matches!(table.place(1), Err(PoolError::NoSpace { .. })));
+        assert_eq!((table.space(1).segments_placeable, table.space(1).free), (0, 2));
+        let free_on = |device| {
+            (table.at_hand_on(DeviceIndex(device), false), table.at_hand_on(DeviceIndex(device), true))
+        };
+        assert_eq!((free_on(0), free_on(1)), ((0, 1), (0, 1)));
+        assert!(table.take_mapped(DeviceIndex(0), 0).is_some());
     }
 }

@@ -83,6 +83,9 @@ impl Work<'_> {
             }
             Op::Pending { inode, offset, bytes } => self.put_pending(*inode, sequence, *offset, bytes)?,
             Op::SealSegment { segment, rows } => self.references.seal(*segment, *rows),
+            Op::MoveChunk { chunk, from, descriptor } => {
+                self.references.relocate(self.tables, *chunk, *from, descriptor)?;
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! 1. Everything up to sequence S is durable: one log sync, which flushes the rows as well.
 //! 2. Slots by which the database grows are in the durable map (the database sees to that itself).
 //! 3. One transaction: the changes up to S, and where the log goes on behind S.
-//! 4. Only then the log before that is let go, and slots that died up to S are free.
+//! 4. Only then the log before that is let go, and slots that died up to S are free; their devices are told later.
 
 use crate::StoreError;
 use crate::log::LogMark;
@@ -25,6 +25,12 @@ impl Store {
     /// # Errors
     /// When a device or the metadata engine fails; the store then takes no more writes.
     pub fn checkpoint(&self) -> Result<(), StoreError> {
+        self.make_checkpoint()?;
+        self.trim_after_checkpoint();
+        Ok(())
+    }
+
+    fn make_checkpoint(&self) -> Result<(), StoreError> {
         let _one = self.checkpointing.lock();
         self.check_writable()?;
         // Asked before the changes are frozen, so that it is covered by them.
@@ -56,6 +62,8 @@ impl Store {
         self.commit_metadata(frozen, &mark)?;
         self.metadata.thaw()?;
         self.log.trim(&mark);
+        // Nobody heals what lay there any more.
+        drop(self.healing.lock());
         self.pool.finish_release(&freed);
         self.dedup.merge_if_due(indexed)?;
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
@@ -75,10 +83,11 @@ impl Store {
         if self.check_writable().is_err() {
             return self.check_poison();
         }
-        self.seal_open_segment()?;
+        self.seal_open_segments()?;
         let indexed = self.dedup.marker();
         self.checkpoint()?;
         self.dedup.merge_at_end(indexed)?;
+        self.trim_at_end();
         self.pool.end_incarnation()?;
         Ok(())
     }

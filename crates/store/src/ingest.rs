@@ -4,11 +4,12 @@
 //! so a batch may refer to a chunk that an earlier one is still writing.
 
 mod cutting;
-mod frames;
+pub(crate) mod frames;
 
 use crate::StoreError;
 use crate::dedup::Expected;
 use crate::rows::{Frame, RowWriter, WrittenRow};
+use crate::segments::Purpose;
 use crate::store::{Committed, Counters, Store};
 use crate::tables::Tables;
 use aegisfs_base::{BranchId, ChunkId};
@@ -54,7 +55,7 @@ pub struct Piece<'a> {
 
 /// What is shared between batches.
 pub(crate) struct Ingest {
-    compression: Compression,
+    pub(crate) compression: Compression,
     workers: Option<rayon::ThreadPool>,
     state: Mutex<State>,
     turn: Condvar,
@@ -161,7 +162,7 @@ impl Store {
             new = self.identify(cuts, trusting, ingested)?;
             Ok::<(), StoreError>(())
         })?;
-        let mut rows = RowWriter::new(self, rows, BUFFER.take());
+        let mut rows = RowWriter::new(self, Purpose::Fresh, rows, BUFFER.take());
         self.compress(&new, |frame| rows.add(frame))?;
         BUFFER.set(rows.finish()?);
         Ok(())
@@ -182,7 +183,7 @@ impl Store {
         let (frame_sender, to_write) = sync_channel::<Frame<'_>>(FRAMES_WAITING_MAX);
         let (left, written) = std::thread::scope(|scope| {
             let writer = scope.spawn(move || {
-                let mut rows = RowWriter::new(self, rows, buffer);
+                let mut rows = RowWriter::new(self, Purpose::Fresh, rows, buffer);
                 to_write.into_iter().try_for_each(|frame| rows.add(frame))?;
                 rows.finish()
             });

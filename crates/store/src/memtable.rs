@@ -32,13 +32,14 @@ pub(crate) struct Memtable {
     /// By the number of a table, its place among those made, or `NOT_MADE`.
     places: [u8; TABLES],
     bytes: usize,
+    entries: usize,
 }
 
 const NOT_MADE: u8 = u8::MAX;
 
 impl Default for Memtable {
     fn default() -> Self {
-        Self { made: Vec::new(), places: [NOT_MADE; TABLES], bytes: 0 }
+        Self { made: Vec::new(), places: [NOT_MADE; TABLES], bytes: 0, entries: 0 }
     }
 }
 
@@ -68,8 +69,16 @@ impl Memtable {
         let (added, length) = (change.as_ref().map_or(0, |value| value.len()), key.len());
         match self.table_mut(table).insert(key, change) {
             Some(old) => self.bytes = self.bytes + added - old.map_or(0, |value| value.len()),
-            None => self.bytes += added + length + ENTRY_OVERHEAD_BYTES,
+            None => {
+                self.bytes += added + length + ENTRY_OVERHEAD_BYTES;
+                self.entries += 1;
+            }
         }
+    }
+
+    /// How many keys have changed.
+    pub(crate) fn len(&self) -> usize {
+        self.entries
     }
 
     /// Memory that the changes take, about.

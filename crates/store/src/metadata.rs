@@ -19,6 +19,9 @@ use std::sync::Arc;
 
 /// Changes copied out under the lock at a time; longer scans take it again.
 const SCAN_BATCH: usize = 512;
+/// Entries that a scan visits before it looks at the database as it is by then: pages of what it saw before cannot be
+/// written over as long as it looks at that.
+const SCAN_ENTRIES_MAX: usize = 8192;
 /// Heads kept at hand.
 const HEADS_KNOWN_MAX: usize = 256;
 
@@ -77,6 +80,12 @@ impl Metadata {
             heads.changes += 1;
             heads.known.clear();
         }
+    }
+
+    /// How many keys the active changes are of, and their memory.
+    pub(crate) fn active_size(&self) -> (usize, usize) {
+        let layers = self.layers.read();
+        (layers.active.len(), layers.active.bytes())
     }
 
     /// Memory of the active changes.
@@ -316,15 +325,20 @@ impl Tables for MetaView<'_> {
             let active = batch.active.iter().map(|(key, change)| (&**key, change));
             let frozen = batch.frozen.as_deref().map(|frozen| frozen.range(table, &at, stop));
             let mut base = |visit: Visit<'_>| base_scan(&*batch.base, table, &at, stop, visit);
-            let mut stopped = false;
+            let (mut stopped, mut seen, mut next) = (false, 0, None);
             let mut watch = |key: &[u8], value: &[u8]| {
+                if seen == SCAN_ENTRIES_MAX {
+                    next = Some(key.to_vec());
+                    return ControlFlow::Break(());
+                }
+                seen += 1;
                 let flow = visit(key, value);
                 stopped = flow.is_break();
                 flow
             };
             scan_layers(active, frozen.into_iter().flatten(), &mut base, &mut watch)?;
-            match batch.rest {
-                Some(rest) if !stopped => at = Cow::Owned(rest),
+            match next.or(batch.rest) {
+                Some(next) if !stopped => at = Cow::Owned(next),
                 _ => return Ok(()),
             }
         }

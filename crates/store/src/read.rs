@@ -99,8 +99,7 @@ impl Store {
     /// # Errors
     /// When the chunk is not there, or no copy of it verifies.
     pub fn read_chunk(&self, chunk: ChunkId, offset: u32, out: &mut [u8]) -> Result<(), StoreError> {
-        let descriptor = self.descriptor(chunk)?;
-        let frame = self.frame(chunk, &descriptor)?;
+        let (descriptor, frame) = self.current_frame(chunk, self.descriptor(chunk)?)?;
         let start = (descriptor.offset_in_frame + offset) as usize;
         let end = start + out.len();
         if offset as usize + out.len() > descriptor.plain_bytes as usize || end > frame.plain.len() {
@@ -150,7 +149,8 @@ impl Store {
 
     fn load_run(&self, run: &[FramePlace], end: u32) -> Result<(), StoreError> {
         let (segment, start) = (run[0].segment, run[0].slot_offset);
-        let places = self.placements(segment)?;
+        // A segment that has gone had its chunks moved elsewhere.
+        let Ok(places) = self.placements(segment) else { return Ok(()) };
         let Some(place) = places.iter().find(|place| self.pool.readable(**place)) else { return Ok(()) };
         let Ok(span) = self.read_span(*place, start, end - start) else { return Ok(()) };
         for frame in run {
@@ -186,6 +186,27 @@ impl Store {
         Ok(places)
     }
 
+    /// The decoded frame of a chunk that was at some place, from wherever it is by now: the cleaner may move it while it
+    /// is read.
+    fn current_frame(
+        &self,
+        chunk: ChunkId,
+        mut descriptor: Descriptor,
+    ) -> Result<(Descriptor, Arc<CachedFrame>), StoreError> {
+        loop {
+            match self.frame(chunk, &descriptor) {
+                Ok(frame) => return Ok((descriptor, frame)),
+                Err(error) => {
+                    let now = self.descriptor(chunk)?;
+                    if now.frame == descriptor.frame || removed(Edge::MovedIsNotDamage) {
+                        return Err(error);
+                    }
+                    descriptor = now;
+                }
+            }
+        }
+    }
+
     /// The decoded frame of a chunk, with that chunk verified.
     fn frame(&self, chunk: ChunkId, descriptor: &Descriptor) -> Result<Arc<CachedFrame>, StoreError> {
         let key = (descriptor.frame.segment, descriptor.frame.slot_offset);
@@ -214,27 +235,33 @@ impl Store {
         let places = self.placements(place.segment)?;
         let mut bad = Vec::new();
         let mut reasons = Vec::new();
+        let mut sound = None;
         for slot in places.iter() {
             match self.load_copy(*slot, descriptor) {
-                Ok((plain, stored)) => {
-                    self.heal(chunk, place, &bad, stored.bytes());
-                    return Ok(plain);
+                Ok(found) => {
+                    sound = Some(found);
+                    break;
                 }
-                Err(reason) => {
-                    Counters::add(&self.counters.frames_damaged, 1);
-                    tracing::warn!(
-                        chunk = chunk.0,
-                        segment = place.segment.0,
-                        device = slot.0.0,
-                        reason,
-                        "a chunk does not verify"
-                    );
-                    if self.pool.readable(*slot) {
-                        bad.push(*slot);
-                    }
-                    reasons.push(format!("device {}: {reason}", slot.0));
-                }
+                Err(reason) => bad.push((*slot, reason)),
             }
+        }
+        if !bad.is_empty() && self.descriptor(chunk).is_ok_and(|now| now.frame == *place) {
+            for (slot, reason) in &bad {
+                Counters::add(&self.counters.frames_damaged, 1);
+                tracing::warn!(
+                    chunk = chunk.0,
+                    segment = place.segment.0,
+                    device = slot.0.0,
+                    reason,
+                    "a chunk does not verify"
+                );
+                reasons.push(format!("device {}: {reason}", slot.0));
+            }
+        }
+        if let Some((plain, stored)) = sound {
+            let readable = bad.iter().map(|(slot, _)| *slot).filter(|slot| self.pool.readable(*slot));
+            self.heal(chunk, place, &readable.collect::<Vec<_>>(), stored.bytes());
+            return Ok(plain);
         }
         Err(StoreError::Damaged {
             chunk,
@@ -279,7 +306,13 @@ impl Store {
 
     /// Writes a sound frame over the copies that did not verify, and touches nothing beside it.
     fn heal(&self, chunk: ChunkId, place: &FramePlace, bad: &[Placement], stored: &[u8]) {
-        if self.check_writable().is_err() {
+        if bad.is_empty() || self.check_writable().is_err() {
+            return;
+        }
+        // While this is held no slot is given to anybody else. If the chunk is still there now, its slots are its own.
+        let _held = self.healing.lock();
+        let is_there = self.descriptor(chunk).is_ok_and(|now| now.frame == *place);
+        if !is_there && !removed(Edge::HealRechecked) {
             return;
         }
         for slot in bad {
@@ -311,4 +344,77 @@ fn decode(place: &FramePlace, stored: &[u8]) -> Result<Vec<u8>, String> {
     let mut plain = Vec::with_capacity(place.plain_bytes as usize);
     decompress(codec, stored, place.plain_bytes as usize, &mut plain).map_err(|error| error.to_string())?;
     Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Piece, StoreOptions, create, open};
+    use aegisfs_base::sabotage::without;
+    use aegisfs_base::{BranchId, InodeId, ManualClock, SeededRng, Sequence};
+    use aegisfs_device::{Device, MemoryDevice};
+    use aegisfs_format::op::Op;
+    use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
+
+    fn mirrored() -> Store {
+        let devices: Vec<Arc<dyn Device>> = ["one", "two"]
+            .map(|name| Arc::new(MemoryDevice::new(name, 256 << 20)) as Arc<dyn Device>)
+            .to_vec();
+        let rng = SeededRng::new(1);
+        let pool =
+            Pool::create(devices.clone(), &CreateOptions::default(), &ManualClock::default(), &rng).unwrap();
+        create(&pool, &[]).unwrap();
+        let (pool, _) = Pool::open(devices, OpenOptions::default()).unwrap();
+        let options = StoreOptions { workers: 0, ..StoreOptions::default() };
+        open(pool, &options, Arc::new(ManualClock::default()), &rng).unwrap().0
+    }
+
+    /// A slot that a chunk has left may be anybody's.
+    #[test]
+    fn a_chunk_that_moved_is_not_healed_where_it_was() {
+        let store = mirrored();
+        let data: Vec<u8> = (0..20_000u32).map(|n| ((n * n) >> 7) as u8).collect();
+        let mut ingested = store.ingest(1, &[Piece::new(0, 0, &data)], true).unwrap();
+        let references = std::mem::take(&mut ingested.references[0]);
+        let chunk = references[0].chunk;
+        let (inode, pending_up_to) = (InodeId(10), Sequence(u64::MAX));
+        let op = Op::Replace { inode, from: 0, to: 20_000, pending_up_to, references };
+        store.commit_ingested(BranchId(0), ingested, vec![op]).unwrap();
+        let before = store.descriptor(chunk).unwrap();
+        let places = store.placements(before.frame.segment).unwrap();
+        let content = |slot| {
+            let span = store.read_span(slot, before.frame.slot_offset, before.frame.stored_bytes).unwrap();
+            span.bytes().to_vec()
+        };
+        let stored = content(places[0]);
+        // Where it is, it is healed.
+        let blocks = vec![0; aegisfs_base::limits::BLOCK_BYTES];
+        let block = u64::from(before.frame.slot_offset) / blocks.len() as u64 * blocks.len() as u64;
+        store.pool.write_slot(places[1], block, &blocks).unwrap();
+        assert_ne!(content(places[1]), stored);
+        store.heal(chunk, &before.frame, &[places[1]], &stored);
+        assert_eq!(content(places[1]), stored);
+        store.seal_open_segments().unwrap();
+        assert_eq!(store.clean(u64::MAX).unwrap().segments, 1);
+        assert_ne!(store.descriptor(chunk).unwrap().frame, before.frame);
+        // The slots were given back, and are somebody else's by now.
+        for place in places.iter() {
+            store.pool.write_slot(*place, block, &blocks).unwrap();
+            store.heal(chunk, &before.frame, &[*place], &stored);
+            assert_ne!(content(*place), stored, "it was written over what is not its own");
+        }
+        let mut read = vec![0; before.plain_bytes as usize];
+        store.read_chunk(chunk, 0, &mut read).unwrap();
+        assert_eq!(read, data[..read.len()]);
+        // Whoever looked up the old place before that finds the new one, and nobody hears of damage.
+        let damaged = || store.counters.frames_damaged.load(Ordering::Relaxed);
+        let so_far = damaged();
+        let (now, frame) = store.current_frame(chunk, before).unwrap();
+        assert_eq!(frame.plain[now.offset_in_frame as usize..][..read.len()], read);
+        assert_eq!(damaged(), so_far);
+        // Without the second looks both would go wrong.
+        assert!(without(Edge::MovedIsNotDamage, || store.current_frame(chunk, before)).is_err());
+        without(Edge::HealRechecked, || store.heal(chunk, &before.frame, &[places[0]], &stored));
+        assert_eq!(content(places[0]), stored, "it was written over what is not its own");
+    }
 }

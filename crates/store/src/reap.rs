@@ -12,7 +12,9 @@ use aegisfs_base::{BranchId, InodeId, Sequence};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value;
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Windows given back in one change.
 pub const REAP_WINDOWS_MAX: usize = 16;
@@ -48,8 +50,10 @@ impl Store {
 
     /// Lets an orphan be reaped.
     pub fn release_orphan(&self, inode: InodeId) {
-        self.space.held.lock().remove(&inode);
         let waiting = {
+            // Both held, so that it is at every moment either held or waiting.
+            let mut held = self.space.held.lock();
+            held.remove(&inode);
             let mut released = self.space.released.lock();
             released.push(inode);
             released.len()
@@ -66,7 +70,7 @@ impl Store {
     /// When the metadata fails or nothing may be written.
     pub fn reap_released(&self) -> Result<(), StoreError> {
         loop {
-            let released = std::mem::take(&mut *self.space.released.lock());
+            let released = self.take_released();
             if released.is_empty() {
                 return Ok(());
             }
@@ -79,6 +83,24 @@ impl Store {
                     return outcome.map(drop);
                 }
             }
+        }
+    }
+
+    /// Takes the orphans that were let go, to reap them.
+    fn take_released(&self) -> Arc<Vec<InodeId>> {
+        let mut waiting = self.space.released.lock();
+        let released = Arc::new(std::mem::take(&mut *waiting));
+        *self.space.under_way.lock() = Arc::clone(&released);
+        released
+    }
+
+    /// Leaves of some orphans those that nothing holds and that the reaper is not going to get to.
+    pub(crate) fn leave_out_in_flight(&self, orphans: &mut BTreeSet<InodeId>) {
+        let held = self.space.held.lock();
+        let waiting = self.space.released.lock();
+        orphans.retain(|inode| !held.contains(inode));
+        for inode in waiting.iter().chain(&**self.space.under_way.lock()) {
+            orphans.remove(inode);
         }
     }
 
@@ -100,12 +122,12 @@ impl Store {
                 self.commit(BranchId(0), ops, Vec::new())?;
             }
         }
-        inodes.iter().try_for_each(|inode| self.reap(*inode))
+        inodes.iter().try_for_each(|inode| self.reap(*inode).map(drop))
     }
 
-    /// Whether an inode has lost its last name and user. One that was let go may have been taken up again. A truncation under way has an entry too, but finishes
-    /// itself; one that a crash interrupted was finished at mount.
-    fn is_gone(&self, inode: InodeId) -> Result<bool, StoreError> {
+    /// Whether an inode has lost its last name and user. One that was let go may have been taken up again. A truncation
+    /// under way has an entry too, but finishes itself; one that a crash interrupted was finished at mount.
+    pub(crate) fn is_gone(&self, inode: InodeId) -> Result<bool, StoreError> {
         let view = self.head_view(BranchId(0))?;
         let entry = versions::visible(&self.view(), Table::Orphans, &key::inode(inode), &view)?;
         let Some(entry) = entry else { return Ok(false) };
@@ -126,8 +148,7 @@ impl Store {
             after = key::inode(InodeId(last.0 + 1)).to_vec();
             for inode in batch {
                 if !self.space.held.lock().contains(&inode) {
-                    self.reap(inode)?;
-                    any = true;
+                    any |= self.reap(inode)?;
                 }
             }
         }
@@ -156,7 +177,7 @@ impl Store {
         }
     }
 
-    fn orphans_after(&self, start: &[u8]) -> Result<Vec<InodeId>, StoreError> {
+    pub(crate) fn orphans_after(&self, start: &[u8]) -> Result<Vec<InodeId>, StoreError> {
         let view = self.head_view(BranchId(0))?;
         let mut found = Vec::new();
         versions::scan_visible(&self.view(), Table::Orphans, start, None, &view, &mut |stem, _| {
@@ -166,11 +187,11 @@ impl Store {
         Ok(found)
     }
 
-    /// Gives back all that an orphan holds, then the orphan.
-    fn reap(&self, inode: InodeId) -> Result<(), StoreError> {
+    /// Gives back all that an orphan holds, then the orphan, unless it is none. Says whether it was one.
+    pub(crate) fn reap(&self, inode: InodeId) -> Result<bool, StoreError> {
         let _one = self.space.reaping.lock();
         if !self.is_gone(inode)? {
-            return Ok(());
+            return Ok(false);
         }
         self.release_range(inode, 0, u64::MAX)?;
         loop {
@@ -182,7 +203,7 @@ impl Store {
             self.commit(BranchId(0), names.into_iter().map(remove).collect(), Vec::new())?;
         }
         self.commit(BranchId(0), removal(inode).to_vec(), Vec::new())?;
-        Ok(())
+        Ok(true)
     }
 
     fn xattrs_of(&self, inode: InodeId) -> Result<Vec<Vec<u8>>, StoreError> {

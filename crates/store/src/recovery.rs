@@ -19,6 +19,7 @@ use crate::dedup::{Dedup, Renew, Stored};
 use crate::log::{Log, LogMark};
 use crate::memtable::Scratch;
 use crate::metadata::Metadata;
+use crate::space::keep_room_for_metadata;
 use crate::store::{Ids, Parts, Store, StoreOptions};
 use crate::tables::Tables;
 use crate::versions;
@@ -64,6 +65,7 @@ pub fn open(
     rng: &dyn Rng,
 ) -> Result<(Store, Recovered), StoreError> {
     let mut read_only = options.read_only || pool.read_only();
+    keep_room_for_metadata(&pool);
     let copies = pool.superblock().metadata_copies;
     let database = Arc::new(Database::new(Arc::clone(&pool), METADATA, copies));
     let metadata = Metadata::new(open_engine(&database, options.metadata_cache_bytes, read_only)?)?;
@@ -79,6 +81,8 @@ pub fn open(
     let (last, end, freed, torn) = (replay.last, replay.end, replay.freed, replay.torn);
     recovered.torn = torn.len() as u64;
     claim_segments(&pool, &metadata)?;
+    // What the metadata took of it in an earlier life is not kept from the cleaner now.
+    keep_room_for_metadata(&pool);
 
     let dedup = open_dedup(&pool, read_only)?;
     let ids = Ids::load(&metadata.view())?;

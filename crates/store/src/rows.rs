@@ -1,7 +1,7 @@
 //! Rows: frames put into cells and written to every member of a segment.
 
 use crate::StoreError;
-use crate::segments::RowPlace;
+use crate::segments::{Purpose, RowPlace};
 use crate::store::Store;
 use aegisfs_base::sabotage::{Edge, later, removed};
 use aegisfs_base::{ChunkId, FaultKind};
@@ -75,6 +75,7 @@ pub(crate) struct WrittenRow {
 /// Each row written has to be given back with [`Store::row_done`], those written before an error too.
 pub(crate) struct RowWriter<'s, 'd> {
     store: &'s Store,
+    purpose: Purpose,
     written: &'s mut Vec<WrittenRow>,
     waiting: Vec<Frame<'d>>,
     /// Chunks and stored bytes of those.
@@ -84,10 +85,15 @@ pub(crate) struct RowWriter<'s, 'd> {
 }
 
 impl<'s, 'd> RowWriter<'s, 'd> {
-    /// Writes to the open segment of a store.
+    /// Writes to the open segment that a store has for a purpose.
     /// Cells are put together in the buffer, since memory for it is costly to come by.
-    pub(crate) fn new(store: &'s Store, written: &'s mut Vec<WrittenRow>, buffer: AlignedBuffer) -> Self {
-        Self { store, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer }
+    pub(crate) fn new(
+        store: &'s Store,
+        purpose: Purpose,
+        written: &'s mut Vec<WrittenRow>,
+        buffer: AlignedBuffer,
+    ) -> Self {
+        Self { store, purpose, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer }
     }
 
     /// Takes a frame; what was taken before may be written.
@@ -112,7 +118,7 @@ impl<'s, 'd> RowWriter<'s, 'd> {
 
     fn write_row(&mut self) -> Result<(), StoreError> {
         let mut row = Row::default();
-        let place = self.store.place_row(|room| {
+        let place = self.store.place_row(self.purpose, |room| {
             row = Row::choose(&self.waiting, room.min(self.store.cell_bytes_max()));
             (row.count > 0).then_some(row.total)
         })?;

@@ -10,6 +10,19 @@ use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_pool::{Placement, Pool};
 use parking_lot::Mutex;
 
+/// What the rows of an open segment hold. What was moved has proved to live long and is kept apart from what is new, so
+/// that segments die as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// What users write.
+    Fresh,
+    /// What the cleaner moves.
+    Moved,
+}
+
+/// How many purposes there are.
+const PURPOSES: usize = 2;
+
 /// A place for a row, to be written and then given back with [`Store::row_done`].
 #[derive(Clone, Debug)]
 pub(crate) struct RowPlace {
@@ -28,7 +41,7 @@ struct Open {
     in_flight: u32,
 }
 
-/// The open segment, and full ones that still wait for rows in flight.
+/// The open segments, and full ones that still wait for rows in flight.
 #[derive(Default)]
 pub(crate) struct Segments {
     state: Mutex<SegmentsState>,
@@ -36,27 +49,36 @@ pub(crate) struct Segments {
 
 #[derive(Default)]
 struct SegmentsState {
-    open: Option<Open>,
+    /// By purpose.
+    open: [Option<Open>; PURPOSES],
     full: Vec<Open>,
+}
+
+impl SegmentsState {
+    fn all(&self) -> impl Iterator<Item = &Open> {
+        self.open.iter().flatten().chain(&self.full)
+    }
 }
 
 impl Segments {
     /// Whether rows may still go to a segment, or are on their way.
     pub(crate) fn holds(&self, segment: SegmentId) -> bool {
         let state = self.state.lock();
-        state.open.iter().chain(&state.full).any(|open| open.segment == segment)
+        state.all().any(|open| open.segment == segment)
     }
 
-    /// Bytes of the open segment and of full ones still in flight that nothing was written to.
+    /// Bytes of the open segments and of full ones still in flight that nothing was written to.
     pub(crate) fn unwritten(&self, pool: &Pool) -> u64 {
         let state = self.state.lock();
         let rest = |open: &Open| (pool.slot_bytes() - u64::from(open.next_offset)) * open.places.len() as u64;
-        state.open.iter().chain(&state.full).map(rest).sum()
+        state.all().map(rest).sum()
     }
 
-    /// Bytes left in the open segment.
-    pub(crate) fn room(&self, pool: &Pool) -> u64 {
-        self.state.lock().open.as_ref().map_or(0, |open| pool.slot_bytes() - u64::from(open.next_offset))
+    /// Bytes left in the open segment of a purpose.
+    pub(crate) fn room(&self, pool: &Pool, purpose: Purpose) -> u64 {
+        let state = self.state.lock();
+        let open = state.open[purpose as usize].as_ref();
+        open.map_or(0, |open| pool.slot_bytes() - u64::from(open.next_offset))
     }
 }
 
@@ -71,21 +93,22 @@ impl Store {
     /// nothing when all it has is larger; the row then goes into a new segment.
     pub(crate) fn place_row(
         &self,
+        purpose: Purpose,
         mut choose: impl FnMut(usize) -> Option<usize>,
     ) -> Result<RowPlace, StoreError> {
         let mut state = self.segments.state.lock();
         let room = |open: &Open| (self.pool.slot_bytes() - u64::from(open.next_offset)) as usize;
-        let mut chosen = state.open.as_ref().and_then(|open| choose(room(open)));
+        let mut chosen = state.open[purpose as usize].as_ref().and_then(|open| choose(room(open)));
         if chosen.is_none() {
-            if let Some(full) = state.open.take() {
+            if let Some(full) = state.open[purpose as usize].take() {
                 self.retire_segment(&mut state, full)?;
             }
-            let open = state.open.insert(self.open_segment()?);
+            let open = state.open[purpose as usize].insert(self.open_segment()?);
             chosen = choose(room(open));
         }
         let cell_bytes =
             chosen.and_then(|bytes| u32::try_from(bytes).ok()).expect("a frame fits into a slot");
-        let open = state.open.as_mut().expect("it is there or was just opened");
+        let open = state.open[purpose as usize].as_mut().expect("it is there or was just opened");
         let place = RowPlace {
             segment: open.segment,
             row: RowIndex(open.rows),
@@ -101,7 +124,7 @@ impl Store {
     /// Says that a row's transaction has passed the sequencer, or never will.
     pub(crate) fn row_done(&self, segment: SegmentId) -> Result<(), StoreError> {
         let mut state = self.segments.state.lock();
-        if let Some(open) = state.open.as_mut().filter(|open| open.segment == segment) {
+        if let Some(open) = state.open.iter_mut().flatten().find(|open| open.segment == segment) {
             open.in_flight -= 1;
             return Ok(());
         }
@@ -114,13 +137,28 @@ impl Store {
         Ok(())
     }
 
-    /// Seals the open segment so that nothing is left open at a clean end.
-    pub(crate) fn seal_open_segment(&self) -> Result<(), StoreError> {
+    /// Runs `work` while no segment can be opened, appended to or sealed.
+    pub(crate) fn without_opening<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _state = self.segments.state.lock();
+        work()
+    }
+
+    /// Runs `work` unless rows may still go to a segment, or are on their way. Once that is so it stays so.
+    pub(crate) fn unless_held<T>(&self, segment: SegmentId, work: impl FnOnce() -> T) -> Option<T> {
+        let state = self.segments.state.lock();
+        let is_held = state.all().any(|open| open.segment == segment);
+        (!is_held).then(work)
+    }
+
+    /// Seals the open segments so that nothing is left open at a clean end.
+    pub(crate) fn seal_open_segments(&self) -> Result<(), StoreError> {
         let mut state = self.segments.state.lock();
-        match state.open.take() {
-            Some(open) => self.retire_segment(&mut state, open),
-            None => Ok(()),
+        for purpose in 0..PURPOSES {
+            if let Some(open) = state.open[purpose].take() {
+                self.retire_segment(&mut state, open)?;
+            }
         }
+        Ok(())
     }
 
     /// A full segment is sealed once no row in flight can still refer to it.

@@ -5,30 +5,44 @@
 //! later the cleaner always find room.
 
 use crate::StoreError;
+use crate::segments::Purpose;
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
-use aegisfs_base::{InodeId, Share};
+use aegisfs_base::{InodeId, Sequence, Share};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::extent::decode_window;
 use aegisfs_format::key::Table;
 use aegisfs_format::map::MapOwner;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::is_tombstone;
+use aegisfs_pool::Pool;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Bytes withheld at least.
 const WITHHELD_BYTES_MIN: u64 = 16 << 20;
-/// Slots withheld at least: growth of both databases in all copies, and a segment.
-const WITHHELD_SLOTS_MIN: u64 = 4;
+/// Slots withheld at least, unless that were more than an eighth: half of them for the metadata, half for moving.
+const WITHHELD_SLOTS_MIN: u64 = 8;
 /// Bytes of directory and frame overhead per this many bytes of data.
 const OVERHEAD_PART: u64 = 64;
+/// The part of the slots that metadata is expected to take, and how many at least.
+const METADATA_PART: u64 = 48;
+const METADATA_SLOTS_MIN: u64 = 8;
+/// So many times the bytes of the changes are what their pages take at most, when all of them are new.
+const PAGES_HALF_FULL: usize = 2;
 /// Bytes of overhead for each contiguous run, which is at least one chunk.
 const OVERHEAD_RUN: u64 = 256;
+/// Whoever cleans because there is no room gets this part of the whole.
+const CLEANED_PART: u64 = 64;
+/// How often whoever needs room looks for it.
+const RESERVE_ATTEMPTS: u32 = 64;
+/// How old the number of bytes that cleaning gives back may be for those who only want to know.
+const RECLAIMABLE_FRESH: Duration = Duration::from_secs(1);
 
 /// The largest frame in a cell of its own.
 const FRAME_BYTES_WORST: u64 = (CHUNK_BYTES_MAX + 2 * BLOCK_BYTES) as u64;
@@ -41,8 +55,20 @@ pub(crate) struct SpaceBook {
     pub(crate) held: Mutex<HashSet<InodeId>>,
     /// Orphans that were let go and wait for the reaper.
     pub(crate) released: Mutex<Vec<InodeId>>,
+    /// Those of them that the reaper is at.
+    pub(crate) under_way: Mutex<Arc<Vec<InodeId>>>,
     /// One reaper at a time.
     pub(crate) reaping: Mutex<()>,
+    /// What cleaning would give back.
+    reclaimable: Mutex<Option<Reclaimable>>,
+}
+
+/// Bytes that cleaning gives back, as they were at some time.
+#[derive(Clone, Copy, Debug)]
+struct Reclaimable {
+    bytes: u64,
+    sequence: Sequence,
+    looked: Duration,
 }
 
 /// A promise of room, overhead included; dropping it gives the room back.
@@ -65,7 +91,9 @@ pub struct SpaceReport {
     pub data_bytes: u64,
     /// Bytes written to slots of metadata databases and the log, and to the header areas.
     pub metadata_bytes: u64,
-    /// Both together.
+    /// Bytes of free slots that take room where the devices lie, since they were not discarded yet.
+    pub untrimmed_bytes: u64,
+    /// All three together.
     pub physical_bytes: u64,
     /// Chunks.
     pub chunks: u64,
@@ -73,21 +101,59 @@ pub struct SpaceReport {
     pub references: u64,
 }
 
+/// Has the pool keep slots for the metadata that nothing else ever takes.
+///
+/// A checkpoint writes pages that it changes elsewhere, and only the next one may write over what was there before.
+/// Without room for that no checkpoint succeeds, and no slot is ever free again.
+pub(crate) fn keep_room_for_metadata(pool: &Pool) {
+    pool.keep_for_metadata(withheld_slots(pool, pool.space().slots) / 2);
+}
+
+/// Slots that users never get.
+fn withheld_slots(pool: &Pool, slots: u64) -> u64 {
+    let least = WITHHELD_BYTES_MIN.div_ceil(pool.slot_bytes()).clamp(1, WITHHELD_SLOTS_MIN.max(slots / 32));
+    (slots / 100).max(least).max(WITHHELD_SLOTS_MIN.min(slots / 8)) * shards(pool)
+}
+
+fn shards(pool: &Pool) -> u64 {
+    let redundancy = pool.redundancy();
+    u64::from(redundancy.shards_data + redundancy.shards_parity)
+}
+
 impl Store {
     fn shards(&self) -> u64 {
-        let redundancy = self.pool.redundancy();
-        u64::from(redundancy.shards_data + redundancy.shards_parity)
+        shards(&self.pool)
     }
 
     /// Bytes of data that a slot's worth of segment takes.
-    fn segment_data_bytes(&self) -> u64 {
+    pub(crate) fn segment_data_bytes(&self) -> u64 {
         self.pool.slot_bytes() - SLOT_HEADER_BYTES
     }
 
+    /// Segments that only the cleaner gets.
     fn withheld_segments(&self, slots: u64) -> u64 {
-        let least =
-            WITHHELD_BYTES_MIN.div_ceil(self.pool.slot_bytes()).clamp(1, WITHHELD_SLOTS_MIN.max(slots / 32));
-        (slots / 100).max(least).max(WITHHELD_SLOTS_MIN.min(slots / 8))
+        withheld_slots(&self.pool, slots).div_ceil(2 * self.shards())
+    }
+
+    /// By how much the changes that wait for a checkpoint have used up what it can write at most, in thousandths of half of
+    /// that: the other half is for those that come while it is made.
+    pub(crate) fn checkpoint_fullness(&self) -> u64 {
+        let (entries, bytes) = self.metadata.active_size();
+        // What is kept is free, or it was written in earlier checkpoints, whose pages are free inside the database.
+        let pieces = self.pool.room_for_metadata() / u64::from(self.database.copies());
+        let room = (pieces * self.database.pages_per_piece() / 2).max(1);
+        // A change rewrites a page that is there, or adds to one.
+        let rewritten = (entries as u64).min(self.database.mapped_pages());
+        let added = (bytes * PAGES_HALF_FULL / BLOCK_BYTES) as u64;
+        (rewritten + added) * 1000 / room
+    }
+
+    /// Segments that users never get: those withheld, and what metadata is expected to grow by. What it has grown by is
+    /// taken from that, so that a filesystem is as large when it has been full as it was when it was new.
+    fn kept_segments(&self, slots: u64) -> u64 {
+        let expected = (slots / METADATA_PART).max(METADATA_SLOTS_MIN).min(slots / 16);
+        let to_come = expected.saturating_sub(self.pool.database_slots());
+        self.withheld_segments(slots) + to_come.div_ceil(self.shards())
     }
 
     /// What bytes in so many runs take on the devices at worst: all of them new and incompressible, and the
@@ -103,10 +169,10 @@ impl Store {
     }
 
     /// Bytes that users can still have, promises not yet taken off.
-    fn placeable_bytes(&self) -> u64 {
+    pub(crate) fn placeable_bytes(&self) -> u64 {
         let space = self.pool.space();
-        let segments = space.segments_placeable.saturating_sub(self.withheld_segments(space.slots));
-        let room = self.segments.room(&self.pool).saturating_sub(FRAME_BYTES_WORST);
+        let segments = space.segments_placeable.saturating_sub(self.kept_segments(space.slots));
+        let room = self.segments.room(&self.pool, Purpose::Fresh).saturating_sub(FRAME_BYTES_WORST);
         segments * self.segment_data_bytes() + room
     }
 
@@ -120,25 +186,47 @@ impl Store {
     /// # Errors
     /// When there is no room even after what is dead was given back.
     pub fn reserve(&self, bytes: u64, leave: u64) -> Result<Reservation, StoreError> {
+        self.reserve_stored(self.worst_case_bytes(bytes, 1), leave)
+    }
+
+    /// The same for so many bytes on the devices, with all that belongs to them.
+    ///
+    /// # Errors
+    /// As [`Store::reserve`].
+    pub fn reserve_stored(&self, wanted: u64, leave: u64) -> Result<Reservation, StoreError> {
         self.check_writable()?;
-        let wanted = self.worst_case_bytes(bytes, 1);
-        let mut free = 0;
-        for attempt in 0..3 {
+        let mut asked = false;
+        // Whatever is given back here, somebody else may be faster; but not for ever.
+        for _ in 0..RESERVE_ATTEMPTS {
             let promise = self.promise(wanted);
-            free = self.placeable_bytes();
-            if self.space.promised.load(Ordering::Acquire) + leave <= free {
+            let free = self.placeable_bytes();
+            let taken = self.space.promised.load(Ordering::Acquire) + leave;
+            if taken <= free {
                 return Ok(promise);
             }
             drop(promise);
             // What died may only wait for the reaper, or for a checkpoint to say so.
             let reaped = self.reap_all()?;
-            if attempt > 0 && !reaped && self.pool.space().freeing == 0 {
+            if !asked || reaped || self.pool.space().freeing > 0 {
+                asked = true;
+                self.checkpoint()?;
+                continue;
+            }
+            // Or it lies among what lives: not all that is wanted may, then nothing is moved for it.
+            if taken > self.placeable_bytes() + self.reclaimable_bytes(Duration::ZERO) {
                 break;
             }
-            self.checkpoint()?;
+            // More than this one asks for, so that not everybody has to come here.
+            let missing = (taken - free).max(self.capacity().0 / CLEANED_PART).max(self.segment_data_bytes());
+            let gained = self.clean(missing)?.gained_bytes();
+            // While this one waited for its turn another one may have got what there was to be had.
+            let is_there =
+                self.space.promised.load(Ordering::Acquire) + leave + wanted <= self.placeable_bytes();
+            if gained == 0 && !is_there {
+                break;
+            }
         }
-        let free = free.saturating_sub(self.space.promised.load(Ordering::Acquire) + leave);
-        Err(StoreError::NoSpace { wanted, free })
+        Err(StoreError::NoSpace { wanted, free: self.free_bytes().saturating_sub(leave) })
     }
 
     /// Refuses a change that adds metadata when only withheld room is left.
@@ -146,9 +234,25 @@ impl Store {
     /// # Errors
     /// When there is no room.
     pub fn admit_metadata(&self) -> Result<(), StoreError> {
-        let space = self.pool.space();
-        if space.segments_placeable + space.freeing / self.shards() > self.withheld_segments(space.slots) / 2
-        {
+        let has_room = || {
+            let space = self.pool.space();
+            // What the metadata took of what is kept for it is to be made up for first.
+            space.segments_placeable
+                > self.withheld_segments(space.slots) / 2 + space.lent.div_ceil(self.shards())
+        };
+        if has_room() {
+            return Ok(());
+        }
+        if self.pool.space().freeing > 0 {
+            self.checkpoint()?;
+        }
+        if has_room() {
+            return Ok(());
+        }
+        if self.reclaimable_bytes(Duration::ZERO) > 0 {
+            self.clean(self.segment_data_bytes())?;
+        }
+        if has_room() {
             return Ok(());
         }
         Err(StoreError::NoSpace { wanted: BLOCK_BYTES as u64, free: 0 })
@@ -158,8 +262,8 @@ impl Store {
     pub fn capacity(&self) -> (u64, u64) {
         let space = self.pool.space();
         let mapped = self.pool.mapped_slots().len() as u64;
-        let total_segments = (space.slots.saturating_sub(mapped) / self.shards())
-            .saturating_sub(self.withheld_segments(space.slots));
+        let total_segments = (space.slots.saturating_sub(mapped + space.kept + space.lent) / self.shards())
+            .saturating_sub(self.kept_segments(space.slots));
         let total = total_segments * self.segment_data_bytes();
         (total, self.free_bytes().min(total))
     }
@@ -169,9 +273,24 @@ impl Store {
         self.space.promised.load(Ordering::Acquire)
     }
 
-    /// Bytes that can still be promised.
+    /// Bytes that can still be promised, some of them only after a checkpoint or cleaning.
     pub fn free_bytes(&self) -> u64 {
-        self.placeable_bytes().saturating_sub(self.space.promised.load(Ordering::Acquire))
+        let freeing = self.pool.space().freeing / self.shards() * self.segment_data_bytes();
+        let free = self.placeable_bytes() + freeing + self.reclaimable_bytes(RECLAIMABLE_FRESH);
+        free.saturating_sub(self.space.promised.load(Ordering::Acquire))
+    }
+
+    /// Bytes that cleaning gives back, as they are or were so long ago at most.
+    fn reclaimable_bytes(&self, age: Duration) -> u64 {
+        let (now, last) = (self.clock.elapsed(), self.last_sequence());
+        let mut known = self.space.reclaimable.lock();
+        let is_fresh = |known: &Reclaimable| known.sequence == last || now.saturating_sub(known.looked) < age;
+        if !known.as_ref().is_some_and(is_fresh) {
+            // What cannot be told now is not promised.
+            let bytes = self.cleaning_candidates().map_or(0, |(_, bytes)| bytes);
+            *known = Some(Reclaimable { bytes, sequence: last, looked: now });
+        }
+        known.as_ref().map_or(0, |known| known.bytes)
     }
 
     /// Where all bytes are. Walks the chunk descriptors and the extents.
@@ -224,7 +343,8 @@ impl Store {
         for database in self.databases() {
             report.metadata_bytes += database.written_bytes()?;
         }
-        report.physical_bytes = report.data_bytes + report.metadata_bytes;
+        report.untrimmed_bytes = space.left * self.pool.slot_bytes();
+        report.physical_bytes = report.data_bytes + report.metadata_bytes + report.untrimmed_bytes;
         Ok(report)
     }
 }

@@ -5,15 +5,18 @@ mod ids;
 mod last;
 
 use crate::apply::{Effects, apply};
+use crate::clean::Cleaner;
 use crate::dedup::Dedup;
 use crate::log::{Log, LogCounts};
 use crate::memtable::Scratch;
 use crate::metadata::{MetaView, Metadata};
+use crate::orphans::OrphanBook;
 use crate::read::FrameCache;
 use crate::recovery::Torn;
 use crate::segments::Segments;
 use crate::space::SpaceBook;
 use crate::tables::Tables;
+use crate::trim::{TrimOptions, Trimmer};
 use crate::versions::View;
 use crate::{StoreError, ingest};
 use aegisfs_base::{BranchId, Clock, InodeId, SegmentId, Sequence};
@@ -43,6 +46,9 @@ pub(crate) const LOG_TRANSACTIONS: usize = 3000;
 /// Memory of changes above which a checkpoint is due. After a crash all of it is replayed and stored before
 /// the filesystem opens, which has to take less than a second.
 const MEMTABLE_CHECKPOINT_BYTES: usize = 24 << 20;
+/// A checkpoint is due when so much of the room that it can fill is used up, in thousandths; writers wait at the other.
+const CHECKPOINT_AT: u64 = 500;
+const CHECKPOINT_WAIT_AT: u64 = 1000;
 /// Memory of changes above which writers wait for the checkpoint.
 const MEMTABLE_WAIT_BYTES: usize = 48 << 20;
 
@@ -62,6 +68,8 @@ pub struct StoreOptions {
     pub compression: Option<Compression>,
     /// Which writes are read back and compared.
     pub read_back: ReadBack,
+    /// How freed slots are discarded.
+    pub trim: TrimOptions,
     /// Write nothing.
     pub read_only: bool,
 }
@@ -74,6 +82,7 @@ impl Default for StoreOptions {
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             compression: None,
             read_back: ReadBack::Off,
+            trim: TrimOptions::default(),
             read_only: false,
         }
     }
@@ -104,10 +113,16 @@ pub struct Store {
     pub(crate) ingest: ingest::Ingest,
     pub(crate) counters: Counters,
     pub(crate) clock: Arc<dyn Clock>,
-    database: Arc<aegisfs_pool::Database>,
+    pub(crate) database: Arc<aegisfs_pool::Database>,
     sequencer: Mutex<Sequencer>,
     last: Last,
     pub(crate) checkpointing: Mutex<()>,
+    /// Held by whoever writes over a damaged copy, of which a block may hold more than one; slots are given away only
+    /// while nobody does.
+    pub(crate) healing: Mutex<()>,
+    pub(crate) cleaner: Cleaner,
+    pub(crate) trimmer: Trimmer,
+    pub(crate) orphans: OrphanBook,
     poison: OnceLock<String>,
     read_only: AtomicBool,
     /// Whether a thread of its own makes checkpoints; without one, writers make them.
@@ -165,6 +180,10 @@ impl Store {
             sequencer: Mutex::new(Sequencer { last: parts.last, freed: parts.freed }),
             last: Last::new(parts.last),
             checkpointing: Mutex::new(()),
+            healing: Mutex::new(()),
+            cleaner: Cleaner::default(),
+            trimmer: Trimmer::new(options.trim),
+            orphans: OrphanBook::default(),
             poison: OnceLock::new(),
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
             pool: parts.pool,
@@ -278,6 +297,7 @@ impl Store {
         if self.dozing.load(Ordering::Acquire) || queued == self.log_transactions.load(Ordering::Relaxed) {
             self.wake_service();
         }
+        self.cleaner.sleeper.wake();
         self.counters.committed();
         Ok(Committed { sequence, effects })
     }
@@ -373,6 +393,7 @@ impl Store {
         fullness > LOG_CHECKPOINT_AT
             || used_bytes > LOG_CHECKPOINT_BYTES
             || self.metadata.active_bytes() > MEMTABLE_CHECKPOINT_BYTES
+            || self.checkpoint_fullness() > CHECKPOINT_AT
     }
 
     /// Starts a checkpoint when one is due, slows writers as the log fills, and holds them before it is full.
@@ -384,8 +405,11 @@ impl Store {
             return self.checkpoint();
         }
         self.wake_service();
-        let full =
-            |fullness: u64| fullness > LOG_WAIT_AT || self.metadata.active_bytes() > MEMTABLE_WAIT_BYTES;
+        let full = |fullness: u64| {
+            fullness > LOG_WAIT_AT
+                || self.metadata.active_bytes() > MEMTABLE_WAIT_BYTES
+                || self.checkpoint_fullness() > CHECKPOINT_WAIT_AT
+        };
         let fullness = self.log.fullness();
         if fullness > LOG_SLOW_AT && !full(fullness) {
             std::thread::sleep(Duration::from_micros((fullness - LOG_SLOW_AT) * 10));
@@ -427,6 +451,16 @@ impl Store {
         let mut sequencer = self.lock_sequencer();
         let freed = std::mem::take(&mut sequencer.freed);
         work(sequencer.last, freed)
+    }
+
+    /// Gives slots back with the next checkpoint that nothing refers to, if they are suspected of that to this moment.
+    /// Says how many.
+    pub(crate) fn release_unowned(&self, places: &[Placement]) -> usize {
+        let mut sequencer = self.lock_sequencer();
+        let before = sequencer.freed.len();
+        let given = places.iter().filter(|place| self.pool.begin_release_suspect(**place));
+        sequencer.freed.extend(given);
+        sequencer.freed.len() - before
     }
 
     /// Sets the last sequence at the end of recovery.

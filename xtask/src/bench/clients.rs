@@ -13,6 +13,9 @@ const SECONDS_MAX: u32 = 180;
 /// From starting clients to the moment at which all begin.
 const LEAD: Duration = Duration::from_millis(60);
 
+/// Has fio choose other offsets in each run: its seed only changes the content.
+pub(super) const ANYWHERE: &str = "--randrepeat=0 --allrandrepeat=0";
+
 /// Runs one client and returns what it says.
 pub(super) fn client(verb: &str, path: &Path, arguments: &str) -> Result<Value> {
     let (program, path) = (program(), format!("path={}", path.display()));
@@ -77,8 +80,13 @@ pub(super) fn random_reads(path: &Path, depth: u32, seconds: u32, seed: u64) -> 
 
 /// Runs fio and returns what it says.
 pub(super) fn fio(arguments: &str) -> Result<Value> {
+    fio_within(SECONDS_MAX, arguments)
+}
+
+/// The same for so many seconds at most.
+pub(super) fn fio_within(seconds: u32, arguments: &str) -> Result<Value> {
     let arguments = format!("{arguments} --output-format=json");
-    let answer = run(SECONDS_MAX, &[["fio"].as_slice(), &words(&arguments)].concat())?;
+    let answer = run(seconds, &[["fio"].as_slice(), &words(&arguments)].concat())?;
     // It may say something before the object.
     let object = answer.find('{').map_or("", |at| &answer[at..]);
     Ok(serde_json::from_str(object)?)

@@ -1,6 +1,6 @@
 //! How long small requests wait while somebody else writes a long stream.
 
-use super::clients::{fio, fio_number};
+use super::clients::{ANYWHERE, fio, fio_number};
 use super::measure::{Bound, Quantity, Report};
 use super::streams::write_one;
 use super::targets::{Ground, Kind, Target};
@@ -14,7 +14,7 @@ use std::process::Child;
 const READ_MIB: u64 = 4 * 96;
 const SECONDS: u32 = 4;
 /// fio tells percentiles in nanoseconds, the table microseconds.
-const NS_PER_US: f64 = 1000.0;
+pub(super) const NS_PER_US: f64 = 1000.0;
 
 pub(super) fn beside_a_stream(ground: &Ground, report: &mut Report) -> Result<()> {
     let mut targets = ground.targets_with_room(&[Kind::Aegis, Kind::Ext4], WRITTEN_BYTES)?;
@@ -29,7 +29,7 @@ pub(super) fn beside_a_stream(ground: &Ground, report: &mut Report) -> Result<()
     ];
     let figures = report.compare(&mut targets, &quantities, |target, seed| {
         let mut values = Vec::new();
-        for measure in [read, write_and_sync] {
+        for measure in [|target: &Target, _| read(target), write_and_sync] {
             target.chill()?;
             values.push(measure(target, seed)?);
             let stream = Stream::start(target)?;
@@ -56,10 +56,10 @@ pub(super) fn beside_a_stream(ground: &Ground, report: &mut Report) -> Result<()
 }
 
 /// The longest of all but one in a hundred random reads past the kernel's cache, in microseconds.
-fn read(target: &Target, seed: u64) -> Result<f64> {
+pub(super) fn read(target: &Target) -> Result<f64> {
     let answer = fio(&format!(
         "--name=reads --filename={} --readonly --rw=randread --bs=4k --direct=1 --time_based \
-         --runtime={SECONDS} --randseed={seed} --norandommap",
+         --runtime={SECONDS} {ANYWHERE} --norandommap",
         target.place.join("stream").display()
     ))?;
     Ok(fio_number(&answer, "/jobs/0/read/clat_ns/percentile/99.000000")? / NS_PER_US)

@@ -6,11 +6,14 @@ use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 /// What mounting sets going in the background is over by then.
 const SETTLE: Duration = Duration::from_millis(200);
+/// Where the kernel tells them, among a block device's numbers; always in sectors of this size.
+const SECTORS_WRITTEN: usize = 6;
+const SECTOR_BYTES: u64 = 512;
 
 /// What stands behind a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -204,6 +207,19 @@ impl Target {
         Ok(serde_json::from_str(&text)?)
     }
 
+    /// Tells the cleaner of AegisFS something, and returns what it is at.
+    pub(super) fn clean(&self, order: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&run(60, &[&self.program, "clean", "--json", order, &self.mnt()])?)?)
+    }
+
+    /// Has AegisFS clean everything; the process ends when that is done.
+    pub(super) fn start_cleaning(&self, intensity: &str) -> Result<Child> {
+        let mnt = self.mnt();
+        let line =
+            ["timeout", "120", &self.program, "clean", "run", "--json", "--intensity", intensity, &mnt];
+        Ok(shell::command(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+    }
+
     /// The daemon's process; 0 where there is none.
     pub(super) fn daemon(&self) -> Result<u64> {
         match (self.kind, &self.null) {
@@ -217,6 +233,21 @@ impl Target {
     pub(super) fn used_bytes(&self) -> Result<u64> {
         let text = run(60, &["df", "--block-size=1", "--output=used", &self.mnt()])?;
         text.lines().last().and_then(|line| line.trim().parse().ok()).context("df prints a number")
+    }
+
+    /// Bytes that others than root can have.
+    pub(super) fn free_bytes(&self) -> Result<u64> {
+        let text = run(60, &["df", "--block-size=1", "--output=avail", &self.mnt()])?;
+        text.lines().last().and_then(|line| line.trim().parse().ok()).context("df prints a number")
+    }
+
+    /// What the loop device was given to write since it was made.
+    pub(super) fn device_written_bytes(&self) -> Result<u64> {
+        let device = Path::new(self.device()?).file_name().context("a device has a name")?;
+        let told = fs::read_to_string(Path::new("/sys/block").join(device).join("stat"))?;
+        let sectors: u64 =
+            told.split_whitespace().nth(SECTORS_WRITTEN).context("it counts sectors")?.parse()?;
+        Ok(sectors * SECTOR_BYTES)
     }
 
     fn device(&self) -> Result<&str> {

@@ -18,6 +18,7 @@ pub(super) fn run(mount: &Path, lists: &[String]) -> Result<PathBuf, Failure> {
     let daemon = living(mount)?;
     let options = Options::parse_over(&entry, lists)?;
     let writeback = daemon.status["settings"]["mount"]["writeback"]["value"].as_bool();
+    let discard = daemon.status["settings"]["trim"]["background"]["value"].as_bool();
     let differs = |name: &str, asked: &Option<String>| {
         let value = &daemon.status["settings"]["mount"][name]["value"];
         asked.as_ref().is_some_and(|asked| *value != **asked)
@@ -25,6 +26,7 @@ pub(super) fn run(mount: &Path, lists: &[String]) -> Result<PathBuf, Failure> {
     let fixed = [
         ("writeback", options.writeback.is_some() && options.writeback != writeback),
         ("verify", differs("verify", &options.verify)),
+        ("discard", options.discard.is_some() && options.discard != discard),
         ("io_uring", differs("io_uring", &options.rings)),
         ("fuseblk", differs("fuseblk", &options.fuseblk)),
     ];

@@ -18,7 +18,8 @@ pub(crate) fn run(mount: &Path, as_json: bool) -> Result<ExitCode, Failure> {
         format!("{:<12} {:>12}   of that, after compression", "compressed", size("compressed_bytes")),
         format!("{:<12} {:>12}   slots that hold data", "data", size("data_bytes")),
         format!("{:<12} {:>12}   slots that hold metadata and the log", "metadata", size("metadata_bytes")),
-        format!("{:<12} {:>12}   both together", "physical", size("physical_bytes")),
+        format!("{:<12} {:>12}   free, but not discarded yet", "untrimmed", size("untrimmed_bytes")),
+        format!("{:<12} {:>12}   all three together", "physical", size("physical_bytes")),
         format!("{:<12} {:>12}   of {}", "free", size("free_bytes"), size("total_bytes")),
     ];
     output::print(as_json, usage, &lines);

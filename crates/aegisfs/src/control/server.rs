@@ -12,6 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// How orders to the cleaner begin.
+const CLEAN: &str = "/v1/clean/";
+/// How orders to clean orphans begin, or to say what that would do; the age in seconds follows.
+const CLEAN_ORPHANS: &str = "/v1/orphans/clean/";
+const TRY_ORPHANS: &str = "/v1/orphans/try/";
 /// A client that says nothing for so long is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -25,6 +30,18 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn sync(&self) -> Result<(), String>;
     /// The same, and moves it where it stays: the log is empty afterwards.
     fn checkpoint(&self) -> Result<(), String>;
+    /// What the cleaner is at.
+    fn cleaning(&self) -> Result<Value, String>;
+    /// Tells the cleaner something; an error where nothing may be written, or there is no such order.
+    fn clean(&self, order: &str) -> Result<(), String>;
+    /// What the devices were told to forget.
+    fn trimming(&self) -> Value;
+    /// Has them forget everything that is free; does not wait for it.
+    fn trim(&self) -> Result<(), String>;
+    /// What takes room although nothing refers to it.
+    fn orphans(&self) -> Result<Value, String>;
+    /// Cleans those that were seen first so long ago, or says which that would be.
+    fn clean_orphans(&self, older_than: Duration, dry_run: bool) -> Result<Value, String>;
 }
 
 /// The listening thread.
@@ -96,6 +113,10 @@ fn inode_at(path: &Path) -> Option<u64> {
     std::fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
 
+fn age(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_secs).map_err(|_| format!("'{text}' is not a number of seconds"))
+}
+
 fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -105,6 +126,17 @@ fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
     let outcome = match (method, path) {
         ("GET", "/v1/status") => Ok(service.status()),
         ("GET", "/v1/usage") => service.usage(),
+        ("GET", "/v1/clean") => service.cleaning(),
+        ("POST", path) if path.starts_with(CLEAN) => service.clean(&path[CLEAN.len()..]).map(|()| json!({})),
+        ("GET", "/v1/trim") => Ok(service.trimming()),
+        ("POST", "/v1/trim") => service.trim().map(|()| json!({})),
+        ("GET", "/v1/orphans") => service.orphans(),
+        ("POST", path) if path.starts_with(CLEAN_ORPHANS) => {
+            age(&path[CLEAN_ORPHANS.len()..]).and_then(|age| service.clean_orphans(age, false))
+        }
+        ("POST", path) if path.starts_with(TRY_ORPHANS) => {
+            age(&path[TRY_ORPHANS.len()..]).and_then(|age| service.clean_orphans(age, true))
+        }
         ("POST", "/v1/sync") => service.sync().map(|()| json!({})),
         ("POST", "/v1/checkpoint") => service.checkpoint().map(|()| json!({})),
         _ => {

@@ -7,6 +7,7 @@
 
 mod acls;
 mod bad_input;
+mod cleaning;
 mod flags;
 mod idle_class;
 mod inspecting;
@@ -29,3 +30,4 @@ mod requirements_bytes;
 mod requirements_sync;
 mod stage;
 mod suites;
+mod trimming;

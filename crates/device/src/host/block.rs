@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aegisfs_base::limits::BLOCK_BYTES;
@@ -17,7 +18,7 @@ use super::in_use::{InUse, behind_loop, in_use};
 use super::raw::{RawDevice, RawOptions, retry_interrupted};
 use super::{OpenOptions, access_flags, describe, file_type, ioctl, kind_of, open_error, until_free};
 use crate::error::{DeviceError, Operation};
-use crate::{Device, check_range};
+use crate::{Device, DiscardLimits, check_range};
 
 /// How long the kernel may take to let go of a device after the filesystem on it ended.
 const RETURN_WAIT: Duration = Duration::from_secs(5);
@@ -29,6 +30,10 @@ pub struct BlockDevice {
     path: PathBuf,
     /// Keeps others away.
     claim: Mutex<Option<OwnedFd>>,
+    /// What the kernel says of its discards.
+    limits: DiscardLimits,
+    /// It has said that it cannot do any.
+    keeps_all: AtomicBool,
     /// Of a loop device: its file, locked.
     _backing: Option<OwnedFd>,
 }
@@ -55,7 +60,9 @@ impl BlockDevice {
         let options =
             RawOptions { bytes, direct: options.direct, read_only: options.read_only, name: describe(path) };
         let (path, claim) = (path.to_path_buf(), Mutex::new(Some(claim)));
-        Ok(Self { raw: RawDevice::new(fd, options)?, path, claim, _backing: backing })
+        let limits = discard_limits(stat.st_rdev);
+        let keeps_all = AtomicBool::new(false);
+        Ok(Self { raw: RawDevice::new(fd, options)?, path, claim, limits, keeps_all, _backing: backing })
     }
 
     /// Whether accesses go past the kernel's cache.
@@ -98,6 +105,23 @@ fn measure(fd: &OwnedFd, path: &Path) -> Result<u64, DeviceError> {
     ioctl::size_bytes(fd.as_fd()).map_err(|errno| open_error(path, errno))
 }
 
+/// What the kernel says of a device's discards. A partition has its disk's units, and its own place among them.
+fn discard_limits(number: u64) -> DiscardLimits {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let number = |path: PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let of_queue = |name: &str| {
+        let own = number(device.join("queue").join(name));
+        own.or_else(|| number(device.join("../queue").join(name)))
+    };
+    let (Some(granularity), Some(bytes_max)) =
+        (of_queue("discard_granularity"), of_queue("discard_max_bytes"))
+    else {
+        return DiscardLimits::default();
+    };
+    DiscardLimits::new(granularity, number(device.join("discard_alignment")).unwrap_or(0), bytes_max)
+}
+
 /// The kernel only says busy; say by whom where that can be found out.
 fn busy(path: &Path) -> DeviceError {
     match in_use(path) {
@@ -130,13 +154,23 @@ impl Device for BlockDevice {
         if length == 0 {
             return Ok(());
         }
-        // The kernel takes it from whoever has the device alone. While that is a mount it takes it from nobody.
+        // Whoever has the device alone may do it. While that is a mount, and we only have it open, the kernel does it
+        // as long as it holds nothing of the range in its own cache; we go past that.
         let claim = self.claim.lock();
-        let Some(claim) = &*claim else { return Ok(()) };
-        match retry_interrupted(|| ioctl::discard(claim.as_fd(), offset, length)) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOTTY) => Ok(()),
+        let fd = claim.as_ref().map_or(self.raw.fd(), OwnedFd::as_fd);
+        match retry_interrupted(|| ioctl::discard(fd, offset, length)) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOTTY) => {
+                self.keeps_all.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             Err(errno) => Err(self.raw.io_error(Operation::Discard, offset, length, errno)),
         }
+    }
+
+    fn discard_limits(&self) -> DiscardLimits {
+        let supported = self.limits.supported && !self.keeps_all.load(Ordering::Relaxed);
+        DiscardLimits { supported, ..self.limits }
     }
 
     fn allocated_bytes(&self) -> Option<u64> {

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aegisfs_base::limits::BLOCK_BYTES;
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
@@ -14,7 +15,7 @@ use super::in_use::{loop_device_over, used_through_loop};
 use super::raw::{RawDevice, RawOptions, retry_interrupted};
 use super::{OpenOptions, access_flags, describe, file_type, image_path, open_error, until_free};
 use crate::error::{DeviceError, Operation};
-use crate::{Device, check_range};
+use crate::{Device, DiscardLimits, check_range};
 
 /// An image holds private data, whatever the umask says.
 const IMAGE_MODE: u32 = 0o600;
@@ -23,6 +24,8 @@ const IMAGE_MODE: u32 = 0o600;
 #[derive(Debug)]
 pub struct FileDevice {
     raw: RawDevice,
+    /// The host has said that it cannot punch holes.
+    keeps_all: AtomicBool,
 }
 
 impl FileDevice {
@@ -53,7 +56,7 @@ impl FileDevice {
             read_only: options.read_only,
             name: describe(path),
         };
-        Ok(Self { raw: RawDevice::new(fd, options)? })
+        Ok(Self { raw: RawDevice::new(fd, options)?, keeps_all: AtomicBool::new(false) })
     }
 
     /// Whether accesses go past the kernel's cache.
@@ -88,9 +91,17 @@ impl Device for FileDevice {
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match retry_interrupted(|| rustix::fs::fallocate(self.raw.fd(), flags, offset, length)) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                self.keeps_all.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             Err(errno) => Err(self.raw.io_error(Operation::Discard, offset, length, errno)),
         }
+    }
+
+    fn discard_limits(&self) -> DiscardLimits {
+        DiscardLimits { supported: !self.keeps_all.load(Ordering::Relaxed), ..DiscardLimits::default() }
     }
 
     fn allocated_bytes(&self) -> Option<u64> {

@@ -167,16 +167,25 @@ impl Fs {
 
     /// Promises room. What waits in memory was promised its worst case; once it is stored the rest comes back.
     pub(crate) fn reserve(&self, bytes: u64, leave: u64) -> Result<Reservation, FsError> {
-        match self.store.reserve(bytes, leave) {
+        self.reserve_stored(self.store.worst_case_bytes(bytes, 1), leave)
+    }
+
+    /// The same for so many bytes on the devices.
+    pub(super) fn reserve_stored(&self, bytes: u64, leave: u64) -> Result<Reservation, FsError> {
+        match self.store.reserve_stored(bytes, leave) {
             Err(StoreError::NoSpace { .. }) if self.dirty_bytes() > 0 => {
                 self.flush_all()?;
-                Ok(self.store.reserve(bytes, leave)?)
+                Ok(self.store.reserve_stored(bytes, leave)?)
             }
             outcome => Ok(outcome?),
         }
     }
 
     /// Room that only a kernel's writeback cache may have.
+    pub fn kept_for_kernel(&self) -> u64 {
+        self.soft_reserve_bytes()
+    }
+
     pub(crate) fn soft_reserve_bytes(&self) -> u64 {
         self.options.soft_reserve_bytes
     }

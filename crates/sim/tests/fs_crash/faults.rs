@@ -66,6 +66,7 @@ const SHORT: Shape = Shape {
     device_bytes: 24 << 20,
     streams: false,
     flags: false,
+    cleaning: false,
 };
 
 #[test]

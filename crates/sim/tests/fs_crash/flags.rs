@@ -22,6 +22,7 @@ pub(crate) const WITH_FLAGS: Shape = Shape {
     device_bytes: 24 << 20,
     streams: false,
     flags: true,
+    cleaning: false,
 };
 
 /// With so many of them each verb happens in a directory or to a file that is marked sync.

@@ -29,6 +29,8 @@ pub(crate) struct Shape {
     pub(crate) streams: bool,
     /// Whether flags are set, which forbid some of the operations and make others durable.
     pub(crate) flags: bool,
+    /// Whether the cleaner runs in between.
+    pub(crate) cleaning: bool,
 }
 
 impl Default for Shape {
@@ -41,6 +43,7 @@ impl Default for Shape {
             device_bytes: 24 << 20,
             streams: false,
             flags: false,
+            cleaning: false,
         }
     }
 }
@@ -218,7 +221,8 @@ impl History {
             names: vec![walk(&fs).expect("an empty root")],
             contents: BTreeMap::new(),
             promises: vec![Promise { everything: true, ..Promise::default() }],
-            streams: shape.streams,
+            // Where there is little room checkpoints come often, also between the parts of a write.
+            streams: shape.streams || shape.cleaning,
             forbidden: 0,
             durable: 0,
             story: vec!["mount".into()],

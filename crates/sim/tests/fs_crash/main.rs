@@ -86,6 +86,28 @@ fn histories_with_streams() {
     );
 }
 
+/// A small device, on which slots come back and are taken again; the device is full at times.
+const WITH_CLEANING: Shape = Shape {
+    devices: 1,
+    operations: 150,
+    log_pieces: 2,
+    large: true,
+    device_bytes: 8 << 20,
+    streams: false,
+    flags: false,
+    cleaning: true,
+};
+
+#[test]
+fn histories_with_cleaning() {
+    survive("histories with cleaning", WITH_CLEANING, 500..506);
+}
+
+#[test]
+fn histories_with_cleaning_on_two_mirrored_devices() {
+    survive("histories with cleaning, mirrored", Shape { devices: 2, ..WITH_CLEANING }, 520..523);
+}
+
 #[test]
 fn histories_with_flags() {
     survive("histories with flags", flags::WITH_FLAGS, flags::SEEDS);

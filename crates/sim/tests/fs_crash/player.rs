@@ -14,6 +14,8 @@ const FILE_BYTES_MAX: u64 = 400 << 10;
 /// Sides of the dice that choose a verb; those beyond have to do with flags.
 const SIDES: u64 = 100;
 const SIDES_WITH_FLAGS: u64 = 135;
+/// How often the cleaner runs, where it does.
+const CLEANING_ONE_IN: u64 = 7;
 const S_IFMT: u32 = 0o170_000;
 const S_IFCHR: u32 = 0o020_000;
 const S_IFREG: u32 = 0o100_000;
@@ -73,6 +75,9 @@ impl Player<'_> {
     }
 
     fn choose(&mut self, step: u64) -> Result<Deed, FsError> {
+        if self.shape.cleaning && self.rng.below(CLEANING_ONE_IN) == 0 {
+            return self.clean();
+        }
         let sides = if self.shape.flags { SIDES_WITH_FLAGS } else { SIDES };
         match self.rng.below(sides) {
             0..12 => self.create(step),
@@ -252,6 +257,18 @@ impl Player<'_> {
     fn checkpoint(&mut self) -> Result<Deed, FsError> {
         self.fs.store().checkpoint()?;
         Ok(told("checkpoint".into()))
+    }
+
+    /// Sometimes without the checkpoint that frees the slots.
+    fn clean(&mut self) -> Result<Deed, FsError> {
+        let (store, all) = (self.fs.store(), self.rng.below(2) == 0);
+        // All free slots at once, those as well that the last life left.
+        if self.rng.below(4) == 0 {
+            store.request_trim()?;
+            return Ok(told("trim".into()));
+        }
+        let done = if all { store.clean(u64::MAX)? } else { store.empty_segments(1)? };
+        Ok(told(format!("clean{}: {done:?}", if all { " all" } else { "" })))
     }
 
     fn rename(&mut self, step: u64) -> Result<Deed, FsError> {

@@ -74,7 +74,22 @@ fn every_safeguard_of_log_and_rows_is_needed() {
 fn freed_slots_wait_for_the_checkpoint() {
     let shape =
         Shape { operations: 200, large: true, device_bytes: 8 << 20, log_pieces: 2, ..Shape::default() };
-    must_show(&[Edge::SlotsFreedAfterCheckpoint], &shape);
+    must_show(&[Edge::SlotsFreedAfterCheckpoint, Edge::SlotsTrimmedAfterCheckpoint], &shape);
+}
+
+/// What the cleaner relies on: its rows are there before the record that mentions them, and the old slots are nobody's
+/// until the checkpoint.
+#[test]
+fn the_cleaner_needs_its_safeguards() {
+    must_show(
+        &[
+            Edge::RowsBeforeRecord,
+            Edge::TailRowsVerified,
+            Edge::SlotsFreedAfterCheckpoint,
+            Edge::SlotsTrimmedAfterCheckpoint,
+        ],
+        &crate::WITH_CLEANING,
+    );
 }
 
 #[test]

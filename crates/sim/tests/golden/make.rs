@@ -9,7 +9,7 @@ use aegisfs_pool::{CreateOptions, Pool};
 use std::sync::Arc;
 
 /// The number of the format that this program writes. A new one comes with a new image.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 const DEVICE_BYTES: u64 = 256 << 20;
 const SEED: u64 = 20_001;
 const DIRECTORIES: u64 = 12;
@@ -30,6 +30,9 @@ pub(crate) fn image() {
     populate(&fs, &rng);
     fs.sync().expect("nothing fails");
     fs.store().checkpoint().expect("nothing fails");
+    // An opening seals what was open, so that it can be cleaned.
+    drop(fs);
+    let (fs, _) = crate::mount(&device, false);
     change_behind_the_checkpoint(&fs, &rng);
     fs.sync().expect("nothing fails");
     let listed = listing::list(&fs);
@@ -119,7 +122,7 @@ fn odd_ones(fs: &Fs, rng: &SeededRng) {
     fs.setxattr(ROOT, b"user.of the root", b"value", XattrMode::Any).expect("room");
 }
 
-/// What only the log knows: names, attributes, bytes in the log itself, new rows, a hole, an orphan.
+/// What only the log knows: names, attributes, bytes in the log itself, new rows, a hole, an orphan, chunks that moved.
 fn change_behind_the_checkpoint(fs: &Fs, rng: &SeededRng) {
     let late = make(fs, ROOT, b"late", Kind::File, 0o644);
     put(fs, late, 0, &text(rng, 30_000));
@@ -139,6 +142,8 @@ fn change_behind_the_checkpoint(fs: &Fs, rng: &SeededRng) {
         fs.unlink(directory, format!("file {n}").as_bytes()).expect("it is there");
     }
     fs.rmdir(ROOT, b"directory 5").expect("it is empty");
+    let done = fs.store().empty_segments(1).expect("room");
+    assert!(done.moved_bytes > 0, "chunks moved: {done:?}");
     // Open when the crash comes, and without a name.
     let orphan = make(fs, ROOT, b"orphan", Kind::File, 0o600);
     put(fs, orphan, 0, &text(rng, 100_000));

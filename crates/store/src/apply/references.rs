@@ -75,6 +75,31 @@ impl References {
         Ok(())
     }
 
+    /// Notes that a chunk lies elsewhere now. Where it is not at `from` any more, what was written is dead.
+    ///
+    /// # Errors
+    /// When the chunk's descriptor cannot be read.
+    pub(crate) fn relocate(
+        &mut self,
+        tables: &dyn Tables,
+        chunk: ChunkId,
+        from: (SegmentId, u32),
+        to: &Descriptor,
+    ) -> Result<(), StoreError> {
+        let charged = u64::from(to.charged_bytes);
+        self.segments.entry(to.frame.segment).or_default().written += charged;
+        let Some(descriptor) = self.touch(tables, chunk)? else { return Ok(()) };
+        if (descriptor.frame.segment, descriptor.frame.slot_offset) != from {
+            return Ok(());
+        }
+        let before = u64::from(descriptor.charged_bytes);
+        let left = descriptor.frame.segment;
+        *descriptor = Descriptor { references: descriptor.references, ..*to };
+        self.segments.entry(left).or_default().died += before;
+        self.segments.entry(to.frame.segment).or_default().born += charged;
+        Ok(())
+    }
+
     fn touch(&mut self, tables: &dyn Tables, chunk: ChunkId) -> Result<Option<&mut Descriptor>, StoreError> {
         use std::collections::btree_map::Entry;
         let (descriptor, _) = match self.chunks.entry(chunk) {

@@ -15,10 +15,10 @@ const SHARED_BYTES: usize = 128 << 10;
 const PARALLEL_BYTES_MIN: usize = 256 << 10;
 
 /// A chunk that has to be stored.
-pub(super) struct NewChunk<'a> {
-    pub(super) chunk: ChunkId,
-    pub(super) hash: [u8; 32],
-    pub(super) data: Cow<'a, [u8]>,
+pub(crate) struct NewChunk<'a> {
+    pub(crate) chunk: ChunkId,
+    pub(crate) hash: [u8; 32],
+    pub(crate) data: Cow<'a, [u8]>,
 }
 
 thread_local! {
@@ -28,7 +28,7 @@ thread_local! {
 
 /// Groups chunks into frames, compresses them, on several threads when it pays, and hands them on in order
 /// as soon as each is ready.
-pub(super) fn compress<'d, E: Send>(
+pub(crate) fn compress<'d, E: Send>(
     chunks: &[NewChunk<'d>],
     compression: Compression,
     workers: Option<&rayon::ThreadPool>,

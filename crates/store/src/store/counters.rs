@@ -44,6 +44,12 @@ counters! {
     frames_damaged,
     /// Frames healed from another copy.
     frames_healed,
+    /// Segments that the cleaner emptied.
+    segments_cleaned,
+    /// Stored bytes that it moved.
+    moved_bytes,
+    /// Bytes of the rows to which it moved them.
+    moved_row_bytes,
     /// Checkpoints made.
     checkpoints,
 }

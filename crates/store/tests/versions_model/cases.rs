@@ -29,6 +29,10 @@ fn commit(tables: &mut MapTables, sequence: u64, ops: Vec<Op>) -> Result<Effects
 }
 
 fn open_segment() -> Op {
+    open_numbered(1)
+}
+
+fn open_numbered(number: u64) -> Op {
     let value = Segment {
         state: SegmentState::Open,
         shards: (1, 0),
@@ -41,30 +45,39 @@ fn open_segment() -> Op {
         rows: 0,
         placements: vec![(aegisfs_base::DeviceIndex(0), SlotIndex(1))],
     };
-    Op::Put { table: Table::Segments, key: key::segment(SegmentId(1)).to_vec(), value: value.encode() }
+    Op::Put { table: Table::Segments, key: key::segment(SegmentId(number)).to_vec(), value: value.encode() }
 }
 
 fn new_chunk(chunk: u64) -> Op {
+    Op::NewChunk { chunk: ChunkId(chunk), descriptor: descriptor(1, 4096, 10) }
+}
+
+fn descriptor(segment: u64, slot_offset: u32, charged_bytes: u32) -> Descriptor {
     let frame = FramePlace {
-        segment: SegmentId(1),
+        segment: SegmentId(segment),
         row: RowIndex(0),
         cell: 0,
-        slot_offset: 4096,
+        slot_offset,
         stored_bytes: 10,
         plain_bytes: 20,
         codec: 0,
         key_domain: 0,
     };
-    let descriptor = Descriptor {
+    Descriptor {
         frame,
         offset_in_frame: 0,
         plain_bytes: 20,
-        charged_bytes: 10,
+        charged_bytes,
         references: 0,
         damaged: false,
         hash: [7; 32],
-    };
-    Op::NewChunk { chunk: ChunkId(chunk), descriptor }
+    }
+}
+
+/// A move to the second segment, where the chunk takes 7 bytes.
+fn move_from(chunk: u64, segment: u64) -> Op {
+    let descriptor = descriptor(2, 8192, 7);
+    Op::MoveChunk { chunk: ChunkId(chunk), from: (SegmentId(segment), 4096), descriptor }
 }
 
 fn refer(chunk: u64) -> Op {
@@ -81,7 +94,11 @@ fn seal() -> Op {
 }
 
 fn segment(tables: &MapTables) -> Option<Segment> {
-    let stored = tables.get(Table::Segments, &key::segment(SegmentId(1))).unwrap();
+    numbered(tables, 1)
+}
+
+fn numbered(tables: &MapTables, number: u64) -> Option<Segment> {
+    let stored = tables.get(Table::Segments, &key::segment(SegmentId(number))).unwrap();
     stored.map(|stored| Segment::decode(&stored).unwrap())
 }
 
@@ -107,6 +124,63 @@ fn a_segment_sealed_with_nothing_but_a_chunk_written_in_vain_is_freed() {
     assert_eq!(effects.freed[0].1.written_bytes, 10);
     assert_eq!(segment(&tables), None);
     assert_eq!((effects.born, effects.died), (vec![], vec![]));
+}
+
+/// A sealed segment with a chunk that something refers to, and an open one.
+fn before_a_move() -> MapTables {
+    let mut tables = pool();
+    let ops = vec![open_segment(), new_chunk(1), refer(1), seal(), open_numbered(2)];
+    commit(&mut tables, 1, ops).unwrap();
+    tables
+}
+
+fn chunk(tables: &MapTables) -> Option<Descriptor> {
+    let stored = tables.get(Table::Chunks, &key::chunk(ChunkId(1))).unwrap();
+    stored.and_then(|stored| Descriptor::decode(&stored).unwrap())
+}
+
+#[test]
+fn a_chunk_that_moves_takes_its_references_along_and_frees_its_segment() {
+    let mut tables = before_a_move();
+    let effects = commit(&mut tables, 2, vec![move_from(1, 1)]).unwrap();
+    assert_eq!(effects.freed.len(), 1);
+    assert_eq!((effects.born, effects.died), (vec![], vec![]));
+    assert_eq!(segment(&tables), None);
+    assert_eq!(chunk(&tables), Some(Descriptor { references: 1, ..descriptor(2, 8192, 7) }));
+    let found = numbered(&tables, 2).unwrap();
+    assert_eq!((found.live_bytes, found.written_bytes), (7, 7));
+    // What refers to it can go, or more can come.
+    commit(&mut tables, 3, vec![refer(1)]).unwrap();
+    let effects = commit(&mut tables, 4, vec![hole(0, 20, 0)]).unwrap();
+    assert_eq!(effects.died, vec![(ChunkId(1), [7; 32])]);
+    assert_eq!(numbered(&tables, 2).unwrap().live_bytes, 0);
+}
+
+#[test]
+fn a_chunk_moves_only_from_where_it_is() {
+    let mut tables = before_a_move();
+    let before = chunk(&tables);
+    commit(&mut tables, 2, vec![move_from(1, 9)]).unwrap();
+    assert_eq!(chunk(&tables), before);
+    commit(&mut tables, 3, vec![move_from(77, 1)]).unwrap();
+    let found = numbered(&tables, 2).unwrap();
+    assert_eq!((found.live_bytes, found.written_bytes), (0, 14), "both were written in vain");
+    assert_eq!(segment(&tables).unwrap().live_bytes, 10);
+}
+
+#[test]
+fn a_chunk_that_moves_and_dies_in_the_same_change_is_gone() {
+    for dies_first in [false, true] {
+        let mut tables = before_a_move();
+        let mut ops = vec![move_from(1, 1), hole(0, 20, 0)];
+        if dies_first {
+            ops.reverse();
+        }
+        let effects = commit(&mut tables, 2, ops).unwrap();
+        assert_eq!((effects.freed.len(), effects.died.len(), chunk(&tables)), (1, 1, None));
+        let found = numbered(&tables, 2).unwrap();
+        assert_eq!((found.live_bytes, found.written_bytes), (0, 7));
+    }
 }
 
 fn pending(tables: &MapTables) -> Vec<u8> {

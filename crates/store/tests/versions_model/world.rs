@@ -13,7 +13,7 @@ use aegisfs_format::value::{self, Branch, Inode, Segment, SegmentState, Volume, 
 use aegisfs_store::apply::{Effects, apply};
 use aegisfs_store::branches::{self, BranchError};
 use aegisfs_store::versions::{read_branch, write_branch};
-use aegisfs_store::{MapTables, StoreError};
+use aegisfs_store::{MapTables, StoreError, Tables as _};
 use std::fmt::Write;
 
 const BRANCHES_MAX: usize = 5;
@@ -185,6 +185,10 @@ impl World {
                     let written = self.reported.written.entry(descriptor.frame.segment).or_default();
                     *written += u64::from(descriptor.charged_bytes);
                 }
+                Op::MoveChunk { descriptor, .. } => {
+                    let written = self.reported.written.entry(descriptor.frame.segment).or_default();
+                    *written += u64::from(descriptor.charged_bytes);
+                }
                 Op::Put { table: Table::Segments, .. } => {
                     self.reported.written.entry(self.segment).or_default();
                 }
@@ -207,6 +211,13 @@ impl World {
                 _ => ops.extend((0..=rng.below(3)).map(|_| random_pending(rng))),
             }
         }
+        if rng.below(3) == 0 {
+            let at = ops.len();
+            self.random_move(rng, &mut ops);
+            let place = rng.below(at as u64 + 1) as usize;
+            let moves = usize::from(ops.len() > at);
+            ops[place..].rotate_right(moves);
+        }
         if self.segment_is_open && rng.below(8) == 0 {
             // Sealing may stand anywhere in the change.
             let place = rng.below(ops.len() as u64 + 1) as usize;
@@ -218,6 +229,22 @@ impl World {
             return Ok(());
         }
         self.commit(branch, ops)
+    }
+
+    /// Moves a chunk to the open segment, sometimes from where it is not.
+    fn random_move(&self, rng: &dyn Rng, ops: &mut Vec<Op>) {
+        let chunks: Vec<ChunkId> = self.reported.alive.iter().copied().collect();
+        if !self.segment_is_open || chunks.is_empty() {
+            return;
+        }
+        let chunk = one_of(rng, &chunks);
+        let stored = self.tables.get(Table::Chunks, &key::chunk(chunk)).unwrap().expect("it is alive");
+        let now = Descriptor::decode(&stored).unwrap().expect("it is alive");
+        let frame = FramePlace { segment: self.segment, ..now.frame };
+        let charged_bytes = 1 + rng.below(1000) as u32;
+        let slot_offset = now.frame.slot_offset + u32::from(rng.below(5) == 0);
+        let descriptor = Descriptor { frame, charged_bytes, references: 0, ..now };
+        ops.push(Op::MoveChunk { chunk, from: (now.frame.segment, slot_offset), descriptor });
     }
 
     /// Replaces a range by new chunks, chunks that are there already, and holes.

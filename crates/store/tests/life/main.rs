@@ -1,5 +1,9 @@
 //! A store from format to remount, on devices in memory.
 
+mod cleaning;
+mod orphans;
+mod trimming;
+
 use aegisfs_base::{BranchId, InodeId, ManualClock, Rng, SeededRng, Sequence};
 use aegisfs_device::{Device, MemoryDevice};
 use aegisfs_format::key::{self, Table};

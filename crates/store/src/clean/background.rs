@@ -1,0 +1,339 @@
+//! When cleaning happens by itself, and how fast.
+//!
+//! The less room there is, the smaller a dead part is worth cleaning. As long as there is enough, the cleaner keeps to
+//! its rate and costs those who read and write little; when room runs short, it does not wait for anything.
+
+use super::{Candidate, Cleaned};
+use crate::StoreError;
+use crate::store::Store;
+use aegisfs_base::Sequence;
+use parking_lot::Mutex;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How often the thread looks whether there is something to do.
+const LOOK: Duration = Duration::from_secs(1);
+/// How finely it sleeps while it keeps to its rate.
+const SLICE: Duration = Duration::from_millis(10);
+/// With so little room left, in thousandths, it keeps to no rate.
+const URGENT: u64 = 50;
+/// Bytes that come back before a checkpoint is made for their sake while room is short.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Segments cleaned one after the other that may give nothing back.
+const FUTILE_MAX: u32 = 3;
+/// How long slots wait for a checkpoint that somebody makes for another reason.
+const SETTLE: Duration = Duration::from_secs(5);
+/// It rests so many times as long as it took, but no longer than this.
+const REST: u32 = 4;
+const REST_MAX: Duration = Duration::from_secs(10);
+
+/// How much cleaning may take from those who read and write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Intensity {
+    /// 16 MiB a second.
+    Low,
+    /// 64 MiB a second.
+    #[default]
+    Medium,
+    /// As much as there is.
+    High,
+}
+
+impl Intensity {
+    /// All of them, the gentlest first.
+    pub const ALL: [Self; 3] = [Self::Low, Self::Medium, Self::High];
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+
+    /// Bytes moved in a second at most.
+    const fn rate(self) -> Option<u64> {
+        match self {
+            Self::Low => Some(16 << 20),
+            Self::Medium => Some(64 << 20),
+            Self::High => None,
+        }
+    }
+
+    fn from_raw(raw: u8) -> Self {
+        Self::ALL.into_iter().find(|known| *known as u8 == raw).unwrap_or_default()
+    }
+}
+
+/// What the operator has said.
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    intensity: AtomicU8,
+    paused: AtomicBool,
+    /// Everything that is worth anything, once.
+    everything: AtomicBool,
+}
+
+/// The cleaner's thread, while it has nothing to do and waits for a change.
+#[derive(Debug, Default)]
+pub(crate) struct Sleeper {
+    sleeps: AtomicBool,
+    thread: Mutex<Option<Thread>>,
+}
+
+impl Sleeper {
+    /// Says that there may be something to do.
+    pub(crate) fn wake(&self) {
+        if self.sleeps.load(Ordering::Acquire)
+            && self.sleeps.swap(false, Ordering::AcqRel)
+            && let Some(thread) = &*self.thread.lock()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Sleeps until somebody says so, unless there is something to do already.
+    fn sleep(&self, nothing_to_do: impl Fn() -> bool) {
+        if !nothing_to_do() {
+            return;
+        }
+        *self.thread.lock() = Some(std::thread::current());
+        self.sleeps.store(true, Ordering::SeqCst);
+        if nothing_to_do() {
+            std::thread::park();
+        }
+        self.sleeps.store(false, Ordering::Release);
+    }
+}
+
+/// What the cleaner is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CleaningStatus {
+    /// How much it may take.
+    pub intensity: Intensity,
+    /// Whether it does nothing by itself.
+    pub paused: bool,
+    /// Whether it is at it.
+    pub running: bool,
+    /// Whether it was told to clean everything, and is not done.
+    pub requested: bool,
+    /// Bytes that cleaning would give back.
+    pub reclaimable_bytes: u64,
+    /// Segments in which it would do so.
+    pub candidates: u64,
+    /// Segments with something in them that cannot be read.
+    pub stuck: u64,
+}
+
+impl Store {
+    /// Says how much cleaning may take.
+    pub fn set_cleaning_intensity(&self, intensity: Intensity) {
+        self.cleaner.orders.intensity.store(intensity as u8, Ordering::Relaxed);
+    }
+
+    /// Has the cleaner do nothing by itself, or go on. Whoever needs room has it clean all the same.
+    pub fn pause_cleaning(&self, paused: bool) {
+        self.cleaner.orders.paused.store(paused, Ordering::Relaxed);
+        self.cleaner.sleeper.wake();
+    }
+
+    /// Has the cleaner clean everything that gives anything back, once, at the pace of its intensity.
+    pub fn request_cleaning(&self) {
+        // What could not be read may have been healed, or its device be back.
+        self.cleaner.stuck.lock().clear();
+        self.cleaner.orders.everything.store(true, Ordering::Release);
+        self.cleaner.sleeper.wake();
+    }
+
+    /// What the cleaner is at.
+    ///
+    /// # Errors
+    /// When the metadata cannot be read.
+    pub fn cleaning_status(&self) -> Result<CleaningStatus, StoreError> {
+        let (candidates, reclaimable_bytes) = self.cleaning_candidates()?;
+        let orders = &self.cleaner.orders;
+        Ok(CleaningStatus {
+            intensity: Intensity::from_raw(orders.intensity.load(Ordering::Relaxed)),
+            paused: orders.paused.load(Ordering::Relaxed),
+            running: self.cleaner.running.is_locked(),
+            requested: orders.everything.load(Ordering::Acquire),
+            reclaimable_bytes,
+            candidates: candidates.len() as u64,
+            stuck: self.cleaner.stuck.lock().len() as u64,
+        })
+    }
+
+    /// Whether the cleaner can wait for a change: it has seen the last one, or may do nothing anyway.
+    fn leaves_nothing_to_do(&self, seen: Option<Sequence>) -> bool {
+        let orders = &self.cleaner.orders;
+        let may_not = orders.paused.load(Ordering::Relaxed);
+        let has_seen = seen == Some(self.last_sequence()) && !orders.everything.load(Ordering::Acquire);
+        self.check_writable().is_err() || (self.pool.space().freeing == 0 && (may_not || has_seen))
+    }
+
+    /// Room that is left, in thousandths of all.
+    fn room_left(&self) -> u64 {
+        let (total, _) = self.capacity();
+        self.placeable_bytes().saturating_mul(1000) / total.max(1)
+    }
+
+    /// Cleans what is worth it by now, until nothing is, somebody else needs room at once, or `goes_on` says no.
+    /// Says whether there is nothing left to do.
+    fn clean_in_background(&self, everything: bool, goes_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+        let (mut unsettled, mut futile) = (0, 0);
+        let mut outcome = Ok(Cleaned { stopped: true, ..Cleaned::default() });
+        while goes_on() {
+            let left = self.room_left();
+            let worth_it = |candidates: &mut Vec<Candidate>| {
+                candidates
+                    .retain(|candidate| everything || candidate.dead_part() >= dead_part_worth_it(left));
+            };
+            let pace = |bytes: u64, took: Duration| {
+                let intensity = Intensity::from_raw(self.cleaner.orders.intensity.load(Ordering::Relaxed));
+                let due = intensity.rate().filter(|_| self.room_left() >= URGENT);
+                let due =
+                    due.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate as f64));
+                let until = Instant::now() + due.saturating_sub(took);
+                while Instant::now() < until && goes_on() && !self.cleaner.is_wanted() {
+                    std::thread::sleep(SLICE);
+                }
+                if goes_on() && !self.cleaner.is_wanted() {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            };
+            let running = self.cleaner.running.lock();
+            outcome = self.empty_some(&running, self.segment_data_bytes(), &worth_it, &pace);
+            drop(running);
+            let Ok(done) = &outcome else { break };
+            // What gives nothing back, whatever its accounts say, is not tried for ever.
+            futile = if done.gained_bytes() > 0 { 0 } else { futile + 1 };
+            if done.segments == 0 || done.stopped || futile == FUTILE_MAX {
+                break;
+            }
+            unsettled += done.released_bytes;
+            if left < 4 * URGENT && unsettled >= CHECKPOINT_BYTES.min(self.capacity().0 / 64) {
+                self.checkpoint()?;
+                unsettled = 0;
+            }
+        }
+        if unsettled > 0 {
+            self.checkpoint()?;
+        }
+        outcome.map(|done| !done.stopped)
+    }
+}
+
+/// The part of a segment, in thousandths, that has to be dead before it is cleaned with so much room left.
+const fn dead_part_worth_it(left: u64) -> u64 {
+    match left {
+        0..50 => 20,
+        50..100 => 100,
+        100..250 => 300,
+        250..500 => 500,
+        _ => 800,
+    }
+}
+
+/// The running thread; dropping it ends the thread after its current step.
+pub struct CleanerThread {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CleanerThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(store: Arc<Store>) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let thread =
+            std::thread::Builder::new().name("cleaner".into()).spawn(move || run(&store, &stopping))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for CleanerThread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("the cleaner died; room comes back when somebody needs it");
+            }
+        }
+    }
+}
+
+/// Gives slots back that only wait for a checkpoint, once that has been so for a while: nobody else may make one.
+fn settle(store: &Store, waiting_since: &mut Option<Instant>) {
+    if store.pool.space().freeing == 0 {
+        *waiting_since = None;
+    } else if waiting_since.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
+        *waiting_since = None;
+        if let Err(error) = store.checkpoint() {
+            tracing::error!(%error, "slots could not be given back");
+        }
+    }
+}
+
+fn run(store: &Store, stop: &AtomicBool) {
+    let goes_on = || !stop.load(Ordering::Acquire) && !store.cleaner.orders.paused.load(Ordering::Relaxed);
+    let mut seen = None;
+    let mut waiting_since = None;
+    let mut rest = LOOK;
+    while !stop.load(Ordering::Acquire) {
+        store.cleaner.sleeper.sleep(|| !stop.load(Ordering::Acquire) && store.leaves_nothing_to_do(seen));
+        // What one change begins others go on with.
+        std::thread::park_timeout(rest);
+        if !stop.load(Ordering::Acquire) && store.check_writable().is_ok() {
+            settle(store, &mut waiting_since);
+        }
+        let last = store.last_sequence();
+        let everything = store.cleaner.orders.everything.load(Ordering::Acquire);
+        if !goes_on() || (seen == Some(last) && !everything) || store.check_writable().is_err() {
+            continue;
+        }
+        let begun = Instant::now();
+        let outcome = store.clean_in_background(everything, &goes_on);
+        // With very many segments to look through it looks less often.
+        rest = LOOK.max((begun.elapsed() * REST).min(REST_MAX));
+        // Who was told to stop in the middle, or gave way to somebody, goes on later.
+        let is_done = matches!(outcome, Ok(true));
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "cleaning failed");
+        }
+        if is_done || outcome.is_err() {
+            seen = Some(store.last_sequence());
+            if everything {
+                store.cleaner.orders.everything.store(false, Ordering::Release);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_less_room_the_smaller_a_dead_part_is_worth_it() {
+        let parts: Vec<u64> = (0..=1000).map(dead_part_worth_it).collect();
+        assert!(parts.is_sorted() && parts[0] > 0 && parts[1000] < 1000);
+    }
+
+    #[test]
+    fn intensities_are_kept_as_they_are_set() {
+        for intensity in Intensity::ALL {
+            assert_eq!(Intensity::from_raw(intensity as u8), intensity);
+        }
+        assert_eq!(Intensity::from_raw(77), Intensity::Medium);
+    }
+}

@@ -1,0 +1,251 @@
+//! What the cleaner gives back, and what it leaves as it is.
+
+use super::{HEAD, assert_sound, format, mount, noise, options, read, write};
+use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng, Sequence};
+use aegisfs_device::{Device, MemoryDevice};
+use aegisfs_format::op::Op;
+use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
+use aegisfs_store::{Store, StoreError, create, open};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+type Contents = BTreeMap<InodeId, Vec<u8>>;
+
+/// Writes files of so many bytes, from inode 10 on.
+fn fill(store: &Store, rng: &dyn Rng, files: u64, bytes: usize) -> Contents {
+    let one = |n| {
+        let data = noise(rng, bytes);
+        write(store, InodeId(n), &data).unwrap();
+        (InodeId(n), data)
+    };
+    (10..10 + files).map(one).collect()
+}
+
+/// Empties every other file.
+fn thin_out(store: &Store, contents: &mut Contents) {
+    for inode in contents.keys().copied().filter(|inode| inode.0.is_multiple_of(2)).collect::<Vec<_>>() {
+        write(store, inode, b"").unwrap();
+        contents.remove(&inode);
+    }
+}
+
+fn assert_reads(store: &Store, contents: &Contents) {
+    for (inode, data) in contents {
+        assert!(read(store, *inode) == *data, "inode {inode} reads wrong");
+    }
+}
+
+#[test]
+fn what_died_among_what_lives_comes_back() {
+    let rng = SeededRng::new(11);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let mut contents = fill(&store, &rng, 120, 1 << 20);
+    thin_out(&store, &mut contents);
+    store.checkpoint().unwrap();
+    let before = store.space_report().unwrap();
+    assert!(before.data_bytes > 115 << 20, "no segment died as a whole: {before:?}");
+    let done = store.clean(u64::MAX).unwrap();
+    let after = store.space_report().unwrap();
+    // One open segment and what rows lose at their ends come on top.
+    assert!(after.data_bytes < 70 << 20, "{after:?} after {done:?}");
+    assert!(done.moved_bytes < 65 << 20 && done.stuck == 0, "{done:?}");
+    assert_eq!(after.compressed_bytes, before.compressed_bytes);
+    assert_reads(&store, &contents);
+    assert_sound(&store);
+    assert_eq!(store.clean(u64::MAX).unwrap().moved_bytes, 0, "there is nothing more to be had");
+    // As it was synced, without a clean end.
+    drop(store);
+    let store = mount(&device, &rng);
+    assert_reads(&store, &contents);
+    assert_sound(&store);
+}
+
+/// Small chunks share a frame; what of it died does not come along.
+#[test]
+fn chunks_leave_the_frames_in_which_others_died() {
+    let rng = SeededRng::new(12);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let mut contents = Contents::new();
+    for n in 10..300 {
+        let data: Vec<u8> = noise(&rng, 100_000).iter().map(|byte| b'a' + byte % 16).collect();
+        write(&store, InodeId(n), &data).unwrap();
+        contents.insert(InodeId(n), data);
+    }
+    let before = store.space_report().unwrap();
+    for (inode, data) in &mut contents {
+        // A hole in the middle, at no border of anything.
+        let (from, to) = (20_001, 80_001);
+        let op = Op::Replace {
+            inode: *inode,
+            from,
+            to,
+            pending_up_to: Sequence(u64::MAX),
+            references: Vec::new(),
+        };
+        store.commit(HEAD, vec![op], Vec::new()).unwrap();
+        data[from as usize..to as usize].fill(0);
+    }
+    store.close().unwrap();
+    let store = mount(&device, &rng);
+    store.clean(u64::MAX).unwrap();
+    store.close().unwrap();
+    let store = mount(&device, &rng);
+    let after = store.space_report().unwrap();
+    assert!(after.compressed_bytes < before.compressed_bytes, "{after:?}");
+    assert!(after.data_bytes < after.compressed_bytes + (3 << 20), "{after:?}");
+    assert_reads(&store, &contents);
+    assert_sound(&store);
+}
+
+/// Nobody has to ask for it: whoever needs room gets it.
+#[test]
+fn a_full_device_takes_again_what_was_deleted_here_and_there() {
+    let rng = SeededRng::new(13);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let mut contents = Contents::new();
+    let mut next = 10;
+    let mut fill_up = |store: &Store, contents: &mut Contents| {
+        let mut bytes = 0;
+        loop {
+            let data = noise(&rng, 300_000);
+            match store.reserve(data.len() as u64, 0) {
+                Ok(_room) => write(store, InodeId(next), &data).unwrap(),
+                Err(StoreError::NoSpace { .. }) => return bytes,
+                Err(error) => panic!("{error}"),
+            };
+            bytes += data.len() as u64;
+            contents.insert(InodeId(next), data);
+            next += 1;
+        }
+    };
+    let first = fill_up(&store, &mut contents);
+    let (total, free) = store.capacity();
+    assert!(free < total / 100, "{free} of {total} are free, but nothing fits");
+    for round in 0..3 {
+        let before: u64 = contents.values().map(|data| data.len() as u64).sum();
+        thin_out(&store, &mut contents);
+        let gone = before - contents.values().map(|data| data.len() as u64).sum::<u64>();
+        let again = fill_up(&store, &mut contents);
+        assert!(again + first / 50 >= gone, "round {round}: {gone} bytes went, only {again} fit again");
+        assert_reads(&store, &contents);
+    }
+    assert_sound(&store);
+    let gone: Vec<InodeId> = contents.keys().copied().collect();
+    for inode in gone {
+        write(&store, inode, b"").unwrap();
+    }
+    let again = fill_up(&store, &mut contents);
+    assert!(again + first / 50 >= first, "{first} bytes went, only {again} fit again");
+}
+
+#[test]
+fn readers_beside_the_cleaner_see_what_was_written() {
+    let rng = SeededRng::new(14);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let mut contents = fill(&store, &rng, 60, 400_000);
+    let stable: Contents = contents
+        .iter()
+        .filter(|(inode, _)| !inode.0.is_multiple_of(2))
+        .map(|(i, d)| (*i, d.clone()))
+        .collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    assert_reads(&store, &stable);
+                }
+            });
+        }
+        for round in 0..12 {
+            thin_out(&store, &mut contents);
+            store.clean(u64::MAX).unwrap();
+            // The slots that came back are taken at once.
+            for n in (1000..1040).map(|n| InodeId(n + 100 * round)) {
+                let data = noise(&rng, 400_000);
+                write(&store, n, &data).unwrap();
+                contents.insert(n, data);
+            }
+        }
+        done.store(true, Ordering::Release);
+    });
+    let cleaned = store.counters().segments_cleaned.load(Ordering::Relaxed);
+    assert!(cleaned >= 12, "only {cleaned} segments were cleaned");
+    assert_eq!(store.counters().frames_damaged.load(Ordering::Relaxed), 0);
+    assert_sound(&store);
+}
+
+fn two_mirrored(rng: &dyn Rng) -> (Vec<Arc<MemoryDevice>>, Store) {
+    let devices: Vec<_> =
+        ["one", "two"].into_iter().map(|name| Arc::new(MemoryDevice::new(name, 256 << 20))).collect();
+    let create_options = CreateOptions { compression: (2, 1), ..CreateOptions::default() };
+    let all = || devices.iter().map(|device| Arc::clone(device) as Arc<dyn Device>).collect::<Vec<_>>();
+    let pool = Pool::create(all(), &create_options, &ManualClock::default(), rng).unwrap();
+    create(&pool, &[]).unwrap();
+    let (pool, _) = Pool::open(all(), OpenOptions::default()).unwrap();
+    let (store, _) = open(pool, &options(), Arc::new(ManualClock::default()), rng).unwrap();
+    (devices, store)
+}
+
+/// Flips a bit wherever these bytes begin on a device.
+fn rot(device: &MemoryDevice, bytes: &[u8]) -> u64 {
+    let mut block = vec![0; 1 << 20];
+    let mut found = 0;
+    for at in (0..device.bytes()).step_by(block.len() - 4096) {
+        let length = block.len().min((device.bytes() - at) as usize);
+        device.read_at(at, &mut block[..length]).unwrap();
+        let Some(place) = block[..length].windows(32).position(|window| window == &bytes[..32]) else {
+            continue;
+        };
+        let first = at + place as u64 / 4096 * 4096;
+        let mut around = vec![0; 4096];
+        device.read_at(first, &mut around).unwrap();
+        around[place % 4096] ^= 1;
+        device.write_at(first, &around).unwrap();
+        found += 1;
+    }
+    found
+}
+
+#[test]
+fn what_rotted_on_one_device_is_moved_from_the_other() {
+    let rng = SeededRng::new(15);
+    let (devices, store) = two_mirrored(&rng);
+    let mut contents = fill(&store, &rng, 40, 1 << 20);
+    for data in contents.values() {
+        assert!(rot(&devices[0], &data[..32]) > 0);
+    }
+    thin_out(&store, &mut contents);
+    let done = store.clean(u64::MAX).unwrap();
+    assert!(done.segments > 3 && done.stuck == 0, "{done:?}");
+    assert_reads(&store, &contents);
+    assert_sound(&store);
+}
+
+/// What cannot be read stays where it is, and is an error for who reads it; everything else is moved.
+#[test]
+fn what_cannot_be_read_anywhere_stays() {
+    let rng = SeededRng::new(16);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let mut contents = fill(&store, &rng, 40, 1 << 20);
+    thin_out(&store, &mut contents);
+    store.checkpoint().unwrap();
+    drop(store);
+    let lost = InodeId(17);
+    assert!(rot(&device, &contents[&lost][..32]) > 0);
+    let store = mount(&device, &rng);
+    let done = store.clean(u64::MAX).unwrap();
+    assert_eq!(done.stuck, 1, "{done:?}");
+    assert!(done.segments > 3, "{done:?}");
+    assert_eq!(store.clean(u64::MAX).unwrap().stuck, 0, "it is not tried again and again");
+    contents.remove(&lost);
+    assert_reads(&store, &contents);
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read(&store, lost)));
+    assert!(failed.is_err(), "damage is told");
+}
