@@ -294,6 +294,7 @@ pub fn segment() -> Samples {
         written_bytes: 200,
         opened: 6,
         rows: 7,
+        forsaken_bytes: 3,
         placements: vec![(DeviceIndex(0), SlotIndex(5)), (DeviceIndex(1), SlotIndex(9))],
     };
     vec![segment.encode()]

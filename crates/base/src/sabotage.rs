@@ -55,6 +55,8 @@ pub enum Edge {
     MovedIsNotDamage,
     /// A copy is healed only where its chunk still is.
     HealRechecked,
+    /// A run is pointed elsewhere only where it still refers to what was read for it.
+    RepointedOnlyWhatItWas,
     /// A change of an inode that is marked sync is synced before the verb returns.
     SyncFlag,
 }

@@ -15,7 +15,7 @@ const WHAT: &str = "chunk descriptor";
 
 on_disk! {
     /// A chunk: place, hash, references. All zero where there is no chunk.
-    pub struct DescriptorV1 [80] {
+    pub struct DescriptorV1 [88] {
         /// The segment.
         segment: U64,
         /// The row in it.
@@ -42,6 +42,8 @@ on_disk! {
         key_domain: U16,
         /// Bit 0: known damaged.
         flags: U32,
+        /// Bytes of all those references together.
+        referred_bytes: U64,
         /// BLAKE3 of the plain bytes.
         hash: [u8; 32],
     }
@@ -81,13 +83,29 @@ pub struct Descriptor {
     pub charged_bytes: u32,
     /// References to it.
     pub references: u32,
+    /// Bytes of all those references together; where they overlap, each counts.
+    pub referred_bytes: u64,
     /// Whether it is known to be damaged.
     pub damaged: bool,
     /// BLAKE3 of the plain bytes.
     pub hash: [u8; 32],
 }
 
+/// Less of a chunk than the inverse of this is not counted as forsaken.
+const FORSAKEN_PART_MIN: u64 = 8;
+
 impl Descriptor {
+    /// What of its charge falls on bytes to which nothing refers, though something refers to others. Counted are an eighth
+    /// of the chunk or more: storing the rest anew for less is not worth it. Part of the format, since segments add it up.
+    pub fn forsaken_bytes(&self) -> u64 {
+        let plain = u64::from(self.plain_bytes);
+        let forsaken = plain.saturating_sub(self.referred_bytes);
+        if forsaken * FORSAKEN_PART_MIN < plain {
+            return 0;
+        }
+        u64::from(self.charged_bytes) * forsaken / plain
+    }
+
     /// The stored form.
     pub fn encode(&self) -> [u8; DESCRIPTOR_BYTES] {
         let raw = DescriptorV1 {
@@ -104,6 +122,7 @@ impl Descriptor {
             codec: self.frame.codec,
             key_domain: U16::new(self.frame.key_domain),
             flags: U32::new(u32::from(self.damaged)),
+            referred_bytes: U64::new(self.referred_bytes),
             hash: self.hash,
         };
         let mut bytes = [0; DESCRIPTOR_BYTES];
@@ -136,6 +155,7 @@ impl Descriptor {
             plain_bytes: raw.plain_bytes.get(),
             charged_bytes: raw.charged_bytes.get(),
             references: raw.references.get(),
+            referred_bytes: raw.referred_bytes.get(),
             damaged: raw.flags.get() & 1 != 0,
             hash: raw.hash,
         };
@@ -228,6 +248,7 @@ mod tests {
             plain_bytes: 200,
             charged_bytes: 67,
             references: 5,
+            referred_bytes: 77,
             damaged: true,
             hash: [9; 32],
         };

@@ -7,7 +7,9 @@ use crate::FormatError;
 use crate::descriptor::{DESCRIPTOR_BYTES, Descriptor};
 use crate::key::Table;
 use crate::wire::{Append, Reader};
+use aegisfs_base::limits::WINDOW_BYTES;
 use aegisfs_base::{BranchId, ChunkId, EpochId, InodeId, SegmentId, Sequence};
+use std::ops::Range;
 
 const WHAT: &str = "operation";
 
@@ -97,6 +99,16 @@ pub enum Op {
         /// Its new descriptor, with no references.
         descriptor: Descriptor,
     },
+    /// Other chunks hold the same bytes. What of the run refers to that part of the chunk still refers to them from now on;
+    /// the rest of the run, and what a snapshot sees, stays as it is.
+    Repoint {
+        /// The file.
+        inode: InodeId,
+        /// The run, which lies in one window, and what it refers to.
+        from: NewRef,
+        /// What it is to refer to: the whole run, in order.
+        references: Vec<NewRef>,
+    },
     /// A segment takes no more rows.
     SealSegment {
         /// The segment.
@@ -152,13 +164,7 @@ impl Op {
                 out.put_u64(*from);
                 out.put_u64(*to);
                 out.put_u64(pending_up_to.0);
-                out.put_u32(u32::try_from(references.len()).expect("a record bounds them"));
-                for reference in references {
-                    out.put_u64(reference.offset);
-                    out.put_u32(reference.length);
-                    out.put_u64(reference.chunk.0);
-                    out.put_u32(reference.offset_in_chunk);
-                }
+                put_references(out, references);
             }
             Self::Pending { inode, offset, bytes } => {
                 out.push(7);
@@ -177,6 +183,12 @@ impl Op {
                 out.put_u64(segment.0);
                 out.put_u32(*slot_offset);
                 out.extend_from_slice(&descriptor.encode());
+            }
+            Self::Repoint { inode, from, references } => {
+                out.push(10);
+                out.put_u64(inode.0);
+                from.put(out);
+                put_references(out, references);
             }
         }
     }
@@ -212,6 +224,7 @@ impl Op {
                 from: (SegmentId(reader.u64()?), reader.u32()?),
                 descriptor: descriptor(reader)?,
             },
+            10 => Self::decode_repoint(reader)?,
             other => {
                 return Err(FormatError::Value { what: WHAT, field: "tag", value: u64::from(other) });
             }
@@ -219,32 +232,75 @@ impl Op {
     }
 
     fn decode_replace(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
-        const REFERENCE_BYTES: usize = 24;
         let inode = InodeId(reader.u64()?);
         let (from, to) = (reader.u64()?, reader.u64()?);
         let pending_up_to = Sequence(reader.u64()?);
-        let count = reader.u32()? as usize;
-        if count > reader.remaining() / REFERENCE_BYTES || from > to {
-            return Err(FormatError::Value { what: WHAT, field: "references", value: count as u64 });
-        }
-        let mut references = Vec::with_capacity(count);
-        let mut end = from;
-        for _ in 0..count {
-            let reference = NewRef {
-                offset: reader.u64()?,
-                length: reader.u32()?,
-                chunk: ChunkId(reader.u64()?),
-                offset_in_chunk: reader.u32()?,
-            };
-            let next = reference.offset.checked_add(u64::from(reference.length)).filter(|next| *next <= to);
-            if reference.offset < end || reference.length == 0 || next.is_none() {
-                return Err(FormatError::Value { what: WHAT, field: "offset", value: reference.offset });
-            }
-            end = next.unwrap_or(to);
-            references.push(reference);
-        }
+        let references = references(reader, from..to)?;
         Ok(Self::Replace { inode, from, to, pending_up_to, references })
     }
+
+    fn decode_repoint(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let inode = InodeId(reader.u64()?);
+        let from = NewRef::take(reader)?;
+        let bad = |field, value| FormatError::Value { what: WHAT, field, value };
+        let end = from.offset.checked_add(u64::from(from.length)).ok_or(bad("offset", from.offset))?;
+        if from.length == 0 || from.offset / WINDOW_BYTES != (end - 1) / WINDOW_BYTES {
+            return Err(bad("length", u64::from(from.length)));
+        }
+        let references = references(reader, from.offset..end)?;
+        if references.iter().map(|reference| reference.length).sum::<u32>() != from.length {
+            return Err(bad("references", references.len() as u64));
+        }
+        Ok(Self::Repoint { inode, from, references })
+    }
+}
+
+impl NewRef {
+    const BYTES: usize = 24;
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.offset);
+        out.put_u32(self.length);
+        out.put_u64(self.chunk.0);
+        out.put_u32(self.offset_in_chunk);
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+        Ok(Self {
+            offset: reader.u64()?,
+            length: reader.u32()?,
+            chunk: ChunkId(reader.u64()?),
+            offset_in_chunk: reader.u32()?,
+        })
+    }
+}
+
+fn put_references(out: &mut Vec<u8>, references: &[NewRef]) {
+    out.put_u32(u32::try_from(references.len()).expect("a record bounds them"));
+    for reference in references {
+        reference.put(out);
+    }
+}
+
+/// References in order, within a range.
+fn references(reader: &mut Reader<'_>, range: Range<u64>) -> Result<Vec<NewRef>, FormatError> {
+    let count = reader.u32()? as usize;
+    if count > reader.remaining() / NewRef::BYTES || range.start > range.end {
+        return Err(FormatError::Value { what: WHAT, field: "references", value: count as u64 });
+    }
+    let mut references = Vec::with_capacity(count);
+    let mut end = range.start;
+    for _ in 0..count {
+        let reference = NewRef::take(reader)?;
+        let next = reference.offset.checked_add(u64::from(reference.length));
+        let next = next.filter(|next| *next <= range.end);
+        if reference.offset < end || reference.length == 0 || next.is_none() {
+            return Err(FormatError::Value { what: WHAT, field: "offset", value: reference.offset });
+        }
+        end = next.unwrap_or(range.end);
+        references.push(reference);
+    }
+    Ok(references)
 }
 
 fn descriptor(reader: &mut Reader<'_>) -> Result<Descriptor, FormatError> {
@@ -312,6 +368,7 @@ pub(crate) mod tests {
             plain_bytes: 20,
             charged_bytes: 10,
             references: 0,
+            referred_bytes: 0,
             damaged: false,
             hash: [3; 32],
         };
@@ -332,6 +389,7 @@ pub(crate) mod tests {
             Op::Pending { inode: InodeId(2), offset: 1, bytes: vec![7; 33] },
             Op::SealSegment { segment: SegmentId(1), rows: 3 },
             Op::MoveChunk { chunk: ChunkId(4), from: (SegmentId(9), 8192), descriptor },
+            Op::Repoint { inode: InodeId(2), from: reference, references: vec![reference] },
         ];
         let transaction =
             |n, ops| Transaction { sequence: Sequence(n), branch: BranchId(0), epoch: EpochId(1), ops };

@@ -141,8 +141,10 @@ on_disk! {
         opened: U64,
         /// Rows.
         rows: U32,
+        /// Of the live bytes, those of parts of chunks that nothing refers to.
+        forsaken_bytes: U64,
         /// Reserved, zero.
-        reserved: [u8; 28],
+        reserved: [u8; 20],
     }
 }
 
@@ -188,6 +190,8 @@ pub struct Segment {
     pub opened: u64,
     /// Rows.
     pub rows: u32,
+    /// Of the live bytes, those of parts of chunks that nothing refers to.
+    pub forsaken_bytes: u64,
     /// The slots of its shards, in order.
     pub placements: Vec<(DeviceIndex, SlotIndex)>,
 }
@@ -209,7 +213,8 @@ impl Segment {
             written_bytes: U64::new(self.written_bytes),
             opened: U64::new(self.opened),
             rows: U32::new(self.rows),
-            reserved: [0; 28],
+            forsaken_bytes: U64::new(self.forsaken_bytes),
+            reserved: [0; 20],
         };
         let mut value = wrap(raw.as_bytes());
         for (device, slot) in &self.placements {
@@ -256,6 +261,7 @@ impl Segment {
             written_bytes: raw.written_bytes.get(),
             opened: raw.opened.get(),
             rows: raw.rows.get(),
+            forsaken_bytes: raw.forsaken_bytes.get(),
             placements,
         })
     }
@@ -311,6 +317,7 @@ mod tests {
             written_bytes: 5,
             opened: 6,
             rows: 7,
+            forsaken_bytes: 3,
             placements: (0..3).map(|n| (DeviceIndex(n), SlotIndex(u32::from(n) * 9))).collect(),
         };
         assert_eq!(Segment::decode(&segment.encode()).unwrap(), segment);

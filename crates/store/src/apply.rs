@@ -82,6 +82,7 @@ impl Work<'_> {
                 self.replace(*inode, *from, *to, references)?;
             }
             Op::Pending { inode, offset, bytes } => self.put_pending(*inode, sequence, *offset, bytes)?,
+            Op::Repoint { inode, from, references } => self.repoint(*inode, from, references)?,
             Op::SealSegment { segment, rows } => self.references.seal(*segment, *rows),
             Op::MoveChunk { chunk, from, descriptor } => {
                 self.references.relocate(self.tables, *chunk, *from, descriptor)?;

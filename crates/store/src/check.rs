@@ -87,6 +87,13 @@ pub struct CheckReport {
     pub entries: u64,
 }
 
+/// What refers to chunks, counted from scratch.
+#[derive(Default)]
+struct Counted {
+    references: Tally,
+    bytes: Tally<u64>,
+}
+
 impl Store {
     /// Verifies everything. With `data` off, segments are not read.
     ///
@@ -114,8 +121,8 @@ impl Store {
     }
 
     /// Counts references from scratch: one that stands in several versions of a window counts once.
-    fn recount(&self, report: &mut CheckReport) -> Result<Tally, StoreError> {
-        let mut counted = Tally::default();
+    fn recount(&self, report: &mut CheckReport) -> Result<Counted, StoreError> {
+        let mut counted = Counted::default();
         let mut stem: Vec<u8> = Vec::new();
         let mut seen: BTreeSet<ExtentRef> = BTreeSet::new();
         let mut problems = Vec::new();
@@ -133,7 +140,8 @@ impl Store {
                 Ok(window) => {
                     for reference in window {
                         if seen.insert(reference) {
-                            counted.add_one(reference.chunk.0);
+                            counted.references.add_one(reference.chunk.0);
+                            counted.bytes.add(reference.chunk.0, u64::from(reference.length));
                             report.references += 1;
                         }
                     }
@@ -150,7 +158,7 @@ impl Store {
 
     fn check_chunks(
         &self,
-        counted: &Tally,
+        counted: &Counted,
         report: &mut CheckReport,
     ) -> Result<BTreeMap<SegmentId, Share>, StoreError> {
         let mut shares: BTreeMap<SegmentId, Share> = BTreeMap::new();
@@ -163,13 +171,22 @@ impl Store {
                 Ok(Some(descriptor)) => {
                     report.chunks += 1;
                     shares.entry(descriptor.frame.segment).or_default().add(&descriptor);
-                    let expected = counted.get(chunk.0);
+                    let expected = counted.references.get(chunk.0);
                     found += u64::from(expected > 0);
                     if expected != descriptor.references {
                         problems.push(Problem::Inconsistent {
                             what: format!(
                                 "chunk {chunk} has {} references noted and {expected} counted",
                                 descriptor.references
+                            ),
+                        });
+                    }
+                    let expected = counted.bytes.get(chunk.0);
+                    if expected != descriptor.referred_bytes {
+                        problems.push(Problem::Inconsistent {
+                            what: format!(
+                                "chunk {chunk} has {} bytes noted as referred to, and {expected} are",
+                                descriptor.referred_bytes
                             ),
                         });
                     }
@@ -181,8 +198,8 @@ impl Store {
             }
             ControlFlow::Continue(())
         })?;
-        if found != counted.noted() {
-            let missing = counted.noted() - found;
+        if found != counted.references.noted() {
+            let missing = counted.references.noted() - found;
             problems.push(Problem::Inconsistent {
                 what: format!("{missing} chunks are referred to but missing"),
             });
@@ -211,12 +228,14 @@ impl Store {
                         let what = format!("segment {id} is open, but nobody appends to it");
                         problems.push(Problem::Inconsistent { what });
                     }
-                    let expected = shares.get(&id).map_or(0, |share| share.live_bytes);
-                    if segment.live_bytes != expected {
+                    let expected =
+                        shares.get(&id).map_or((0, 0), |share| (share.live_bytes, share.forsaken_bytes));
+                    let noted = (segment.live_bytes, segment.forsaken_bytes);
+                    if noted != expected {
                         problems.push(Problem::Inconsistent {
                             what: format!(
-                                "segment {id} notes {} live bytes and holds {expected}",
-                                segment.live_bytes
+                                "segment {id} notes {} live bytes, {} of them forsaken, and holds {} and {}",
+                                noted.0, noted.1, expected.0, expected.1
                             ),
                         });
                     }

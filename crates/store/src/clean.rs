@@ -10,6 +10,7 @@
 //! A crash leaves a chunk in the old place or in the new one, and both are whole until that checkpoint.
 
 mod background;
+mod remains;
 
 use crate::StoreError;
 use crate::ingest::frames::{self, NewChunk};
@@ -54,6 +55,8 @@ pub(crate) struct Cleaner {
     running: Mutex<()>,
     /// Segments with something in them that cannot be read, and so cannot be moved.
     stuck: Mutex<HashSet<SegmentId>>,
+    /// Segments in which something is forsaken that cannot be had: a snapshot may see what refers to the rest.
+    kept: Mutex<HashSet<SegmentId>>,
     /// Those who wait for room and want to clean at once.
     wanted: AtomicUsize,
     orders: background::Orders,
@@ -80,6 +83,8 @@ pub struct Cleaned {
     pub released_bytes: u64,
     /// Segments that could not be emptied, because something in them cannot be read.
     pub stuck: u64,
+    /// Of the moved bytes, those that were what is left of chunks and became chunks of their own.
+    pub remains_bytes: u64,
     /// Bytes of the rows that were written for that.
     pub row_bytes: u64,
     /// It was told to stop.
@@ -98,10 +103,12 @@ impl Cleaned {
 pub struct Candidate {
     /// The segment.
     pub segment: SegmentId,
-    /// Bytes in it that chunks which are referred to take.
+    /// Bytes in it that take what is referred to.
     pub live_bytes: u64,
     /// The other bytes.
     pub dead_bytes: u64,
+    /// Those of them that lie in chunks of which other parts are referred to.
+    pub forsaken_bytes: u64,
     /// The sequence at which it was opened.
     pub opened: u64,
 }
@@ -171,18 +178,23 @@ impl Store {
         let mut dead = 0;
         let mut problem = None;
         let stuck = self.cleaner.stuck.lock().clone();
+        let kept = self.cleaner.kept.lock().clone();
         self.view().scan(Table::Segments, &[], None, &mut |key, stored| {
-            let (Some(id), Ok(segment)) = (key.first_chunk::<8>(), Segment::decode(stored)) else {
+            let (Some(id), Ok(mut segment)) = (key.first_chunk::<8>(), Segment::decode(stored)) else {
                 problem = Some(StoreError::Inconsistent { what: "a segment cannot be read".into() });
                 return ControlFlow::Break(());
             };
             let segment_id = SegmentId(u64::from_be_bytes(*id));
+            if kept.contains(&segment_id) {
+                segment.forsaken_bytes = 0;
+            }
             let dead_bytes = dead_bytes(room, &segment);
             let is_worth_it = segment.state == SegmentState::Sealed && dead_bytes > room / DEAD_PART_MIN;
             if is_worth_it && !stuck.contains(&segment_id) {
                 dead += dead_bytes;
-                let (live_bytes, opened) = (segment.live_bytes, segment.opened);
-                found.push(Candidate { segment: segment_id, live_bytes, dead_bytes, opened });
+                let Segment { live_bytes, forsaken_bytes, opened, .. } = segment;
+                let live_bytes = live_bytes - forsaken_bytes.min(live_bytes);
+                found.push(Candidate { segment: segment_id, live_bytes, dead_bytes, forsaken_bytes, opened });
             }
             ControlFlow::Continue(())
         })?;
@@ -245,18 +257,33 @@ impl Store {
         let mut done = Cleaned::default();
         let (mut candidates, _) = self.cleaning_candidates()?;
         choose(&mut candidates);
-        for candidate in &candidates {
+        // Of those before this one everything is a chunk of its own by now.
+        let mut ready = 0;
+        for (number, candidate) in candidates.iter().enumerate() {
             if done.gained_bytes() >= wanted_bytes {
                 break;
             }
+            if number == ready {
+                let rest = wanted_bytes - done.gained_bytes();
+                match self.take_remains(&candidates[number..], rest, pace, &mut done) {
+                    Err(error) if error.kind() == FaultKind::NoSpace => break,
+                    Ok(Some(count)) => ready += count,
+                    Ok(None) => {
+                        done.stopped = true;
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
             // What is moved needs room before the old slots are free.
-            if !self.has_room_to_move(candidate.live_bytes) {
+            let segment = self.read_segment(candidate.segment)?;
+            if !self.has_room_to_move(segment.as_ref().map_or(0, |segment| segment.live_bytes)) {
                 if done.segments == 0 {
                     continue;
                 }
                 break;
             }
-            match self.clean_segment(candidate.segment, pace, &mut done) {
+            match self.clean_segment(candidate.segment, segment, pace, &mut done) {
                 // What was moved so far counts, and a checkpoint may make room for the rest.
                 Err(error) if error.kind() == FaultKind::NoSpace => break,
                 outcome => {
@@ -282,12 +309,24 @@ impl Store {
     fn clean_segment(
         &self,
         id: SegmentId,
+        segment: Option<Segment>,
         pace: &Pace<'_>,
         done: &mut Cleaned,
     ) -> Result<ControlFlow<()>, StoreError> {
-        let Some(segment) = self.read_segment(id)? else { return Ok(ControlFlow::Continue(())) };
+        let Some(segment) = segment else {
+            // Nothing but remains was left in it.
+            self.count_cleaned(done);
+            return Ok(ControlFlow::Continue(()));
+        };
         if segment.state != SegmentState::Sealed || self.segments.holds(id) {
             return Ok(ControlFlow::Continue(()));
+        }
+        let room = self.segment_data_bytes();
+        if segment.forsaken_bytes > 0 && self.cleaner.kept.lock().insert(id) {
+            let certain = dead_bytes(room, &Segment { forsaken_bytes: 0, ..segment.clone() });
+            if certain <= room / DEAD_PART_MIN {
+                return Ok(ControlFlow::Continue(()));
+            }
         }
         let Some(is_whole) = self.move_cells(id, &segment, pace, done)? else {
             return Ok(ControlFlow::Break(()));
@@ -303,10 +342,14 @@ impl Store {
             tracing::warn!(segment = id.0, "a segment cannot be emptied: not everything in it can be read");
             return Ok(ControlFlow::Continue(()));
         }
+        self.count_cleaned(done);
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn count_cleaned(&self, done: &mut Cleaned) {
         done.segments += 1;
         done.released_bytes += self.segment_data_bytes();
         Counters::add(&self.counters.segments_cleaned, 1);
-        Ok(ControlFlow::Continue(()))
     }
 
     fn read_segment(&self, id: SegmentId) -> Result<Option<Segment>, StoreError> {
@@ -447,6 +490,24 @@ impl Store {
         self.plant(id, harvest, done)
     }
 
+    /// Writes rows of what is moved.
+    fn write_moved(
+        &self,
+        written: &mut Vec<WrittenRow>,
+        whole: Vec<Frame<'_>>,
+        single: &[NewChunk<'_>],
+        done: &mut Cleaned,
+    ) -> Result<(), StoreError> {
+        let mut rows = RowWriter::new(self, Purpose::Moved, written, AlignedBuffer::default());
+        whole.into_iter().try_for_each(|frame| rows.add(frame))?;
+        frames::compress(single, self.ingest.compression, None, |frame| rows.add(frame))?;
+        rows.finish()?;
+        let row_bytes = written.iter().map(|row| u64::from(row.dependency.cell_bytes)).sum();
+        done.row_bytes += row_bytes;
+        Counters::add(&self.counters.moved_row_bytes, row_bytes);
+        Ok(())
+    }
+
     /// Writes what was taken out of a segment to new rows, and says where it is.
     fn plant(&self, id: SegmentId, harvest: Harvest, done: &mut Cleaned) -> Result<(), StoreError> {
         let Harvest { from, whole, single, .. } = harvest;
@@ -454,13 +515,7 @@ impl Store {
             return Ok(());
         }
         let mut moving = Moving { store: self, rows: Vec::new() };
-        let mut rows = RowWriter::new(self, Purpose::Moved, &mut moving.rows, AlignedBuffer::default());
-        whole.into_iter().try_for_each(|frame| rows.add(frame))?;
-        frames::compress(&single, self.ingest.compression, None, |frame| rows.add(frame))?;
-        rows.finish()?;
-        let row_bytes = moving.rows.iter().map(|row| u64::from(row.dependency.cell_bytes)).sum();
-        done.row_bytes += row_bytes;
-        Counters::add(&self.counters.moved_row_bytes, row_bytes);
+        self.write_moved(&mut moving.rows, whole, &single, done)?;
         for row in &moving.rows {
             // A record holds so many; one that mentions a row stands for nothing without it.
             for chunks in row.chunks.chunks(MOVES_PER_CHANGE) {
@@ -484,14 +539,15 @@ impl Store {
     }
 }
 
-/// What moving the living chunks of a segment gives back of its slots, as far as can be told: what died of what was
+/// What moving what is referred to of a segment gives back of its slots, as far as can be told: what died of what was
 /// written, with the part of its directories, and what was never written to because the segment was sealed early.
 fn dead_bytes(room: u64, segment: &Segment) -> u64 {
     let written = segment.written_bytes.max(1);
     // Directories and the ends of rows take as much of what lives as of what died.
     let used = written.saturating_mul(UNUSED_BEYOND.0) / UNUSED_BEYOND.1;
     let used = if used >= room { room } else { used.max(written) };
-    let live = u128::from(used) * u128::from(segment.live_bytes.min(written)) / u128::from(written);
+    let live = segment.live_bytes.saturating_sub(segment.forsaken_bytes);
+    let live = u128::from(used) * u128::from(live.min(written)) / u128::from(written);
     room.saturating_sub(live as u64)
 }
 

@@ -302,6 +302,14 @@ impl Store {
         Ok(sound.then_some(chunk))
     }
 
+    /// Numbers for so many chunks in a row, which the dedup index expects until the answer is dropped.
+    pub(crate) fn take_chunk_ids(&self, count: u64) -> Result<(u64, Expected<'_>), StoreError> {
+        let expected = self.dedup.expect(self.ids.chunks.next());
+        let first = self.ids.chunks.take_many(self, count)?;
+        expected.took(first + count);
+        Ok((first, expected))
+    }
+
     /// Gives every cut that was not found a chunk: one in flight, one of this batch, or a new one. Says of
     /// each whether it is new.
     fn assign<'s>(
@@ -313,9 +321,8 @@ impl Store {
         let missing = cuts.iter().filter(|cut| cut.chunk.is_none()).count() as u64;
         let mut next = 0;
         if missing > 0 {
-            let expected = self.dedup.expect(self.ids.chunks.next());
-            next = self.ids.chunks.take_many(self, missing)?;
-            expected.took(next + missing);
+            let (first, expected) = self.take_chunk_ids(missing)?;
+            next = first;
             ingested.expected.push(expected);
         }
         let mut state = self.ingest.state.lock();

@@ -250,6 +250,7 @@ fn describe(place: &RowPlace, payload_start: u32, entry: &CellChunk) -> Descript
         plain_bytes: entry.plain_bytes,
         charged_bytes: share.div_ceil(u64::from(entry.frame_plain)) as u32,
         references: 0,
+        referred_bytes: 0,
         damaged: false,
         hash: entry.hash,
     }

@@ -189,6 +189,7 @@ impl Store {
             written_bytes: 0,
             opened: self.last_sequence().0,
             rows: 0,
+            forsaken_bytes: 0,
             placements: places.clone(),
         };
         let key = key::segment(segment).to_vec();

@@ -22,6 +22,7 @@ pub(super) fn cleaning(store: &Store) -> Result<Value, StoreError> {
         "stuck": status.stuck,
         "segments_cleaned": counters.segments_cleaned.load(Ordering::Relaxed),
         "moved_bytes": counters.moved_bytes.load(Ordering::Relaxed),
+        "remains_bytes": counters.remains_bytes.load(Ordering::Relaxed),
         "row_bytes": rows,
         "moved_row_bytes": moved,
         "row_amplification": (rows > moved).then(|| rows as f64 / (rows - moved) as f64),

@@ -9,6 +9,7 @@ use aegisfs_base::limits::{FILE_BYTES_MAX, WINDOW_BYTES};
 use aegisfs_base::{InodeId, Sequence};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::{NewRef, Op};
+use aegisfs_store::StoreError;
 use std::sync::Arc;
 
 /// Bytes copied in one change.
@@ -119,7 +120,11 @@ impl Fs {
             Err(error) => {
                 state.inode = before;
                 state.overlay = older;
-                return Err(error);
+                drop(locked);
+                drop(flushing);
+                // The cleaner stored something in another chunk meanwhile.
+                let moved = matches!(error, FsError::Store(StoreError::StaleChunk { .. }));
+                return if moved { self.copy_bytes(source, target, (from, to), length) } else { Err(error) };
             }
         }
         self.count_waiting(older.waiting_bytes(), state.overlay.waiting_bytes());

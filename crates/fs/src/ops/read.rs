@@ -9,7 +9,7 @@ use aegisfs_base::InodeId;
 use aegisfs_base::limits::WINDOW_BYTES;
 use aegisfs_format::extent::{ExtentRef, decode_window};
 use aegisfs_format::key::{self, Table};
-use aegisfs_store::versions;
+use aegisfs_store::{StoreError, versions};
 use std::ops::ControlFlow;
 
 /// A reference with the file offset at which it begins.
@@ -26,7 +26,7 @@ impl Fs {
     }
 
     pub(crate) fn read_node(&self, node: &Node, offset: u64, out: &mut [u8]) -> Result<usize, FsError> {
-        // Held throughout: while it is, nothing that the file refers to can die.
+        // Held throughout: while it is, nobody overwrites anything.
         let state = node.state.read();
         if state.is_directory() {
             return Err(FsError::IsDirectory);
@@ -52,20 +52,57 @@ impl Fs {
             self.store.prefetch(&chunks)?;
         }
         for (from, to) in gaps {
-            let mut at = from;
-            let ends = |(start, reference): &Placed| start + u64::from(reference.length);
-            let first = references.partition_point(|placed| ends(placed) <= from);
-            for placed in references[first..].iter().take_while(|(start, _)| *start < to) {
-                let (start, reference) = placed;
-                let (piece_from, piece_to) = (at.max(*start), to.min(ends(placed)));
-                out[(at - offset) as usize..(piece_from - offset) as usize].fill(0);
-                let within = reference.offset_in_chunk + (piece_from - start) as u32;
-                let place = &mut out[(piece_from - offset) as usize..(piece_to - offset) as usize];
-                self.store.read_chunk(reference.chunk, within, place)?;
-                at = piece_to;
-            }
-            out[(at - offset) as usize..(to - offset) as usize].fill(0);
+            self.fill_gap(id, &references, (offset, out), (from, to))?;
         }
+        Ok(())
+    }
+
+    /// Fills a gap from what these references hold. The cleaner may have stored what one of them refers to in another chunk
+    /// meanwhile; then they are looked up again.
+    fn fill_gap(
+        &self,
+        id: InodeId,
+        references: &[Placed],
+        (offset, out): (u64, &mut [u8]),
+        (from, to): (u64, u64),
+    ) -> Result<(), FsError> {
+        let mut anew;
+        let mut references = references;
+        let mut from = from;
+        loop {
+            let (read_to, stale) = match self.fill_from(references, (offset, &mut *out), (from, to)) {
+                Err((read_to, FsError::Store(StoreError::StaleChunk { chunk }))) => (read_to, chunk),
+                outcome => return outcome.map_err(|(_, error)| error),
+            };
+            anew = self.extents_in(id, read_to, to)?;
+            if anew.first().is_some_and(|(_, reference)| reference.chunk == stale) {
+                return Err(FsError::Store(StoreError::StaleChunk { chunk: stale }));
+            }
+            (references, from) = (&anew, read_to);
+        }
+    }
+
+    /// On an error it is told up to where the range was filled.
+    fn fill_from(
+        &self,
+        references: &[Placed],
+        (offset, out): (u64, &mut [u8]),
+        (from, to): (u64, u64),
+    ) -> Result<(), (u64, FsError)> {
+        let mut at = from;
+        let ends = |(start, reference): &Placed| start + u64::from(reference.length);
+        let first = references.partition_point(|placed| ends(placed) <= from);
+        for placed in references[first..].iter().take_while(|(start, _)| *start < to) {
+            let (start, reference) = placed;
+            let (piece_from, piece_to) = (at.max(*start), to.min(ends(placed)));
+            out[(at - offset) as usize..(piece_from - offset) as usize].fill(0);
+            let within = reference.offset_in_chunk + (piece_from - start) as u32;
+            let place = &mut out[(piece_from - offset) as usize..(piece_to - offset) as usize];
+            let read = self.store.read_chunk(reference.chunk, within, place);
+            read.map_err(|error| (piece_from, error.into()))?;
+            at = piece_to;
+        }
+        out[(at - offset) as usize..(to - offset) as usize].fill(0);
         Ok(())
     }
 

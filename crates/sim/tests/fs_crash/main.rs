@@ -103,6 +103,16 @@ fn histories_with_cleaning() {
     survive("histories with cleaning", WITH_CLEANING, 500..506);
 }
 
+/// Among them what is left of chunks becomes chunks of their own.
+#[test]
+fn cleaning_takes_what_is_left_of_chunks() {
+    let took = |seed| {
+        let story = History::run(&WITH_CLEANING, seed).story();
+        story.lines().any(|line| line.contains("remains_bytes: ") && !line.contains("remains_bytes: 0,"))
+    };
+    assert!((500..506).filter(|seed| took(*seed)).count() > 2);
+}
+
 #[test]
 fn histories_with_cleaning_on_two_mirrored_devices() {
     survive("histories with cleaning, mirrored", Shape { devices: 2, ..WITH_CLEANING }, 520..523);

@@ -9,6 +9,7 @@ use crate::StoreError;
 use crate::versions;
 use aegisfs_base::InodeId;
 use aegisfs_base::limits::WINDOW_BYTES;
+use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_format::extent::{ExtentRef, decode_window, encode_window};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::NewRef;
@@ -114,7 +115,7 @@ impl Work<'_> {
         let length_before = length(&old);
         // Births are counted before deaths, so that none of them finds its chunk stale.
         for reference in &born {
-            self.references.add(self.tables, reference.chunk)?;
+            self.references.add(self.tables, reference.chunk, reference.length)?;
         }
         let mut kept = born;
         kept.reserve(old.len() + 1);
@@ -124,7 +125,7 @@ impl Work<'_> {
                 continue;
             }
             for piece in self.left_over(&reference, &range).into_iter().flatten() {
-                self.references.add(self.tables, piece.chunk)?;
+                self.references.add(self.tables, piece.chunk, piece.length)?;
                 kept.push(piece);
             }
             self.bury(&reference, &stem)?;
@@ -137,6 +138,54 @@ impl Work<'_> {
             versions::put_over(self.tables, &self.head, Table::Extents, &stem, before, &window);
         }
         Ok(length(&kept) - length_before)
+    }
+
+    /// Points what still refers to some part of a chunk, as it did when it was read, to chunks that hold the same bytes.
+    pub(super) fn repoint(
+        &mut self,
+        inode: InodeId,
+        from: &NewRef,
+        references: &[NewRef],
+    ) -> Result<(), StoreError> {
+        let window = from.offset / WINDOW_BYTES;
+        let start = window * WINDOW_BYTES;
+        let stem = key::extents(inode, window);
+        let newest = versions::newest_version(self.tables, Table::Extents, &stem, &self.head.view)?;
+        let Some((epoch, stored)) = newest.filter(|(_, stored)| !is_tombstone(stored)) else { return Ok(()) };
+        let run = self.clip(from, start, start + WINDOW_BYTES);
+        let (mut kept, mut gone) = (Vec::new(), Vec::new());
+        for reference in decode_window(&stored)? {
+            let within = run.offset <= reference.offset && reference.end() <= run.end();
+            let same = reference.chunk == run.chunk
+                && u64::from(reference.offset_in_chunk) + u64::from(run.offset)
+                    == u64::from(run.offset_in_chunk) + u64::from(reference.offset);
+            let as_it_was = same || removed(Edge::RepointedOnlyWhatItWas);
+            // A snapshot would keep the old chunk as well.
+            if !within || !as_it_was || self.head.is_pinned(reference.birth) {
+                kept.push(reference);
+                continue;
+            }
+            let (from, to) = (start + u64::from(reference.offset), start + u64::from(reference.end()));
+            for new in references {
+                if new.offset < to && from < new.offset + u64::from(new.length) {
+                    let piece = self.clip(new, from, to);
+                    let piece = ExtentRef { offset: piece.offset + reference.offset, ..piece };
+                    self.references.add(self.tables, piece.chunk, piece.length)?;
+                    kept.push(piece);
+                }
+            }
+            gone.push(reference);
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for reference in &gone {
+            self.bury(reference, &stem)?;
+        }
+        kept.sort_unstable();
+        let window = encode_window(&kept);
+        versions::put_over(self.tables, &self.head, Table::Extents, &stem, Some((epoch, false)), &window);
+        Ok(())
     }
 
     /// What stays of a reference on both sides of a range that cuts it.
@@ -166,7 +215,7 @@ impl Work<'_> {
             versions::note_reference(self.tables, &self.head, stem, reference);
             Ok(())
         } else {
-            self.references.drop_one(self.tables, reference.chunk)
+            self.references.drop_one(self.tables, reference.chunk, reference.length)
         }
     }
 

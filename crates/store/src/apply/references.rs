@@ -16,19 +16,45 @@ use std::collections::BTreeMap;
 /// Chunks touched by a change.
 #[derive(Debug, Default)]
 pub(crate) struct References {
-    /// Descriptors as the change leaves them, with whether they are new.
-    chunks: BTreeMap<ChunkId, (Descriptor, bool)>,
+    chunks: BTreeMap<ChunkId, Touched>,
     /// What becomes of segments.
     segments: BTreeMap<SegmentId, Account>,
+}
+
+/// A chunk touched by a change.
+#[derive(Debug)]
+struct Touched {
+    /// Its descriptor as the change leaves it.
+    now: Descriptor,
+    /// What it was to its segment before; nothing if it is new.
+    before: Option<Weight>,
+}
+
+/// What a chunk is to its segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Weight {
+    segment: SegmentId,
+    live_bytes: u64,
+    forsaken_bytes: u64,
+}
+
+impl Weight {
+    fn of(descriptor: &Descriptor) -> Self {
+        Self {
+            segment: descriptor.frame.segment,
+            live_bytes: u64::from(descriptor.charged_bytes),
+            forsaken_bytes: descriptor.forsaken_bytes(),
+        }
+    }
 }
 
 /// What a change does to a segment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
-    /// Charged bytes that die in it.
-    died: u64,
-    /// Charged bytes that are written to it and live on.
-    born: u64,
+    /// Charged bytes that die in it, and those of them that nothing referred to.
+    died: (u64, u64),
+    /// Charged bytes that live in it from now on, and those of them that nothing refers to.
+    born: (u64, u64),
     /// Charged bytes that are written to it.
     written: u64,
     /// The rows it ends with, when it is sealed.
@@ -38,14 +64,15 @@ struct Account {
 impl References {
     /// Describes a new chunk, to which nothing refers yet.
     pub(crate) fn describe(&mut self, chunk: ChunkId, descriptor: &Descriptor) {
-        self.chunks.insert(chunk, (Descriptor { references: 0, ..*descriptor }, true));
+        let now = Descriptor { references: 0, referred_bytes: 0, ..*descriptor };
+        self.chunks.insert(chunk, Touched { now, before: None });
     }
 
-    /// Counts a reference that is born.
+    /// Counts a reference to so many bytes that is born.
     ///
     /// # Errors
     /// [`StoreError::StaleChunk`] when the chunk is gone.
-    pub(crate) fn add(&mut self, tables: &dyn Tables, chunk: ChunkId) -> Result<(), StoreError> {
+    pub(crate) fn add(&mut self, tables: &dyn Tables, chunk: ChunkId, bytes: u32) -> Result<(), StoreError> {
         let Some(descriptor) = self.touch(tables, chunk)? else {
             if removed(Edge::DedupHitRechecked) {
                 return Ok(());
@@ -56,22 +83,29 @@ impl References {
         descriptor.references = references.ok_or_else(|| StoreError::Inconsistent {
             what: format!("chunk {chunk} has more references than can be counted"),
         })?;
+        descriptor.referred_bytes += u64::from(bytes);
         Ok(())
     }
 
-    /// Counts a reference that has died.
+    /// Counts a reference to so many bytes that has died.
     ///
     /// # Errors
     /// When the chunk has no reference that could die.
-    pub(crate) fn drop_one(&mut self, tables: &dyn Tables, chunk: ChunkId) -> Result<(), StoreError> {
-        let left = match self.touch(tables, chunk)? {
-            Some(descriptor) => descriptor.references.checked_sub(1).map(|left| (descriptor, left)),
-            None => None,
-        };
-        let (descriptor, left) = left.ok_or_else(|| StoreError::Inconsistent {
+    pub(crate) fn drop_one(
+        &mut self,
+        tables: &dyn Tables,
+        chunk: ChunkId,
+        bytes: u32,
+    ) -> Result<(), StoreError> {
+        let left = self.touch(tables, chunk)?.and_then(|descriptor| {
+            let references = descriptor.references.checked_sub(1)?;
+            let referred_bytes = descriptor.referred_bytes.checked_sub(u64::from(bytes))?;
+            Some((descriptor, references, referred_bytes))
+        });
+        let (descriptor, references, referred_bytes) = left.ok_or_else(|| StoreError::Inconsistent {
             what: format!("chunk {chunk} loses a reference that it does not have"),
         })?;
-        descriptor.references = left;
+        (descriptor.references, descriptor.referred_bytes) = (references, referred_bytes);
         Ok(())
     }
 
@@ -92,25 +126,22 @@ impl References {
         if (descriptor.frame.segment, descriptor.frame.slot_offset) != from {
             return Ok(());
         }
-        let before = u64::from(descriptor.charged_bytes);
-        let left = descriptor.frame.segment;
-        *descriptor = Descriptor { references: descriptor.references, ..*to };
-        self.segments.entry(left).or_default().died += before;
-        self.segments.entry(to.frame.segment).or_default().born += charged;
+        let Descriptor { references, referred_bytes, .. } = *descriptor;
+        *descriptor = Descriptor { references, referred_bytes, ..*to };
         Ok(())
     }
 
     fn touch(&mut self, tables: &dyn Tables, chunk: ChunkId) -> Result<Option<&mut Descriptor>, StoreError> {
         use std::collections::btree_map::Entry;
-        let (descriptor, _) = match self.chunks.entry(chunk) {
+        let touched = match self.chunks.entry(chunk) {
             Entry::Occupied(found) => found.into_mut(),
             Entry::Vacant(place) => {
                 let Some(stored) = tables.get(Table::Chunks, &key::chunk(chunk))? else { return Ok(None) };
                 let Some(descriptor) = Descriptor::decode(&stored)? else { return Ok(None) };
-                place.insert((descriptor, false))
+                place.insert(Touched { now: descriptor, before: Some(Weight::of(&descriptor)) })
             }
         };
-        Ok(Some(descriptor))
+        Ok(Some(&mut touched.now))
     }
 
     /// Seals a segment.
@@ -125,20 +156,28 @@ impl References {
     /// When an account does not fit what is taken from it.
     pub(crate) fn settle(self, tables: &mut dyn TablesMut, effects: &mut Effects) -> Result<(), StoreError> {
         let Self { chunks, mut segments } = self;
-        for (chunk, (descriptor, new)) in chunks {
+        for (chunk, Touched { now: descriptor, before }) in chunks {
             let key = key::chunk(chunk);
-            let charged = u64::from(descriptor.charged_bytes);
+            let weight = Weight::of(&descriptor);
             let alive = descriptor.references > 0;
-            if new {
+            if before.is_none() {
                 // A new chunk that nothing refers to was written in vain; its bytes are dead on arrival.
-                let account = segments.entry(descriptor.frame.segment).or_default();
-                account.written += charged;
-                account.born += if alive { charged } else { 0 };
+                segments.entry(weight.segment).or_default().written += weight.live_bytes;
             }
-            match (alive, new) {
+            let after = alive.then_some(weight);
+            if before != after {
+                if let Some(Weight { segment, live_bytes, forsaken_bytes }) = before {
+                    let account = segments.entry(segment).or_default();
+                    account.died = (account.died.0 + live_bytes, account.died.1 + forsaken_bytes);
+                }
+                if let Some(Weight { segment, live_bytes, forsaken_bytes }) = after {
+                    let account = segments.entry(segment).or_default();
+                    account.born = (account.born.0 + live_bytes, account.born.1 + forsaken_bytes);
+                }
+            }
+            match (alive, before.is_none()) {
                 (true, true) => effects.born.push((chunk, descriptor.hash)),
                 (false, false) => {
-                    segments.entry(descriptor.frame.segment).or_default().died += charged;
                     effects.died.push((chunk, descriptor.hash));
                     tables.delete(Table::Chunks, &key);
                 }
@@ -167,10 +206,13 @@ impl Account {
             .get(Table::Segments, &key)?
             .ok_or_else(|| StoreError::Inconsistent { what: format!("segment {segment} is missing") })?;
         let mut value = Segment::decode(&stored)?;
-        let live = value.live_bytes.saturating_add(self.born).checked_sub(self.died);
-        value.live_bytes = live.ok_or_else(|| StoreError::Inconsistent {
-            what: format!("segment {segment} holds less live data than dies in it"),
-        })?;
+        let settled = |bytes: u64, born: u64, died: u64| {
+            bytes.saturating_add(born).checked_sub(died).ok_or_else(|| StoreError::Inconsistent {
+                what: format!("segment {segment} holds less live data than dies in it"),
+            })
+        };
+        value.live_bytes = settled(value.live_bytes, self.born.0, self.died.0)?;
+        value.forsaken_bytes = settled(value.forsaken_bytes, self.born.1, self.died.1)?;
         value.written_bytes = value.written_bytes.saturating_add(self.written);
         if let Some(rows) = self.sealed {
             value.state = SegmentState::Sealed;

@@ -36,7 +36,9 @@ pub(super) fn what_died(
         for note in &batch {
             let (_, birth, what) = key::split_superseded(note)?;
             match Dead::decode(what)? {
-                Dead::Reference(reference) => references.drop_one(tables, reference.chunk)?,
+                Dead::Reference(reference) => {
+                    references.drop_one(tables, reference.chunk, reference.length)?
+                }
                 Dead::Version { table, stem } => {
                     drop_version(tables, table, &stem, birth);
                     drop_tombstone_over(tables, &view, table, &stem, birth)?;
@@ -160,7 +162,7 @@ fn drop_whole_version(
             _ => Vec::new(),
         } {
             if reference.birth >= since {
-                references.drop_one(tables, reference.chunk)?;
+                references.drop_one(tables, reference.chunk, reference.length)?;
             }
         }
     }

@@ -19,6 +19,7 @@ const AGAIN_MAX: usize = 4096;
 #[derive(Default)]
 pub(super) struct Share {
     pub(super) live_bytes: u64,
+    pub(super) forsaken_bytes: u64,
     chunks: u64,
     /// Rows up to the last one with such a chunk.
     rows: u32,
@@ -27,6 +28,7 @@ pub(super) struct Share {
 impl Share {
     pub(super) fn add(&mut self, descriptor: &Descriptor) {
         self.live_bytes += u64::from(descriptor.charged_bytes);
+        self.forsaken_bytes += descriptor.forsaken_bytes();
         self.chunks += 1;
         self.rows = self.rows.max(descriptor.frame.row.0.saturating_add(1));
     }

@@ -22,6 +22,8 @@ const SLICE: Duration = Duration::from_millis(10);
 const URGENT: u64 = 50;
 /// Bytes that come back before a checkpoint is made for their sake while room is short.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// The part of the whole that is cleaned before it looks anew what is worth most.
+const AT_ONCE_PART: u64 = 256;
 /// Segments cleaned one after the other that may give nothing back.
 const FUTILE_MAX: u32 = 3;
 /// How long slots wait for a checkpoint that somebody makes for another reason.
@@ -145,6 +147,7 @@ impl Store {
     pub fn request_cleaning(&self) {
         // What could not be read may have been healed, or its device be back.
         self.cleaner.stuck.lock().clear();
+        self.cleaner.kept.lock().clear();
         self.cleaner.orders.everything.store(true, Ordering::Release);
         self.cleaner.sleeper.wake();
     }
@@ -208,7 +211,9 @@ impl Store {
                 }
             };
             let running = self.cleaner.running.lock();
-            outcome = self.empty_some(&running, self.segment_data_bytes(), &worth_it, &pace);
+            // What is left of chunks is looked for once for all of these.
+            let some = self.segment_data_bytes().max(self.capacity().0 / AT_ONCE_PART);
+            outcome = self.empty_some(&running, some, &worth_it, &pace);
             drop(running);
             let Ok(done) = &outcome else { break };
             // What gives nothing back, whatever its accounts say, is not tried for ever.

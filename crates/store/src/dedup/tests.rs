@@ -90,6 +90,7 @@ fn descriptor(hash: [u8; 32]) -> Descriptor {
         plain_bytes: 1,
         charged_bytes: 1,
         references: 1,
+        referred_bytes: 0,
         damaged: false,
         hash,
     }

@@ -48,6 +48,8 @@ counters! {
     segments_cleaned,
     /// Stored bytes that it moved.
     moved_bytes,
+    /// Of those, bytes of what was left of chunks and became chunks of their own.
+    remains_bytes,
     /// Bytes of the rows to which it moved them.
     moved_row_bytes,
     /// Checkpoints made.

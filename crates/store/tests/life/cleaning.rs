@@ -5,7 +5,7 @@ use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng, Sequence};
 use aegisfs_device::{Device, MemoryDevice};
 use aegisfs_format::op::Op;
 use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
-use aegisfs_store::{Store, StoreError, create, open};
+use aegisfs_store::{Piece, Store, StoreError, create, open};
 use memchr::memmem;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,6 +35,60 @@ fn assert_reads(store: &Store, contents: &Contents) {
     for (inode, data) in contents {
         assert!(read(store, *inode) == *data, "inode {inode} reads wrong");
     }
+}
+
+/// Overwrites a part of a file that is there.
+fn overwrite(store: &Store, inode: InodeId, offset: usize, part: &[u8], contents: &mut Contents) {
+    let mut ingested = store.ingest(1, &[Piece::new(0, offset as u64, part)], true).unwrap();
+    let references = std::mem::take(&mut ingested.references[0]);
+    let (from, to) = (offset as u64, (offset + part.len()) as u64);
+    let replace = Op::Replace { inode, from, to, pending_up_to: Sequence(u64::MAX), references };
+    store.commit_ingested(HEAD, ingested, vec![replace]).unwrap();
+    contents.get_mut(&inode).unwrap()[offset..offset + part.len()].copy_from_slice(part);
+}
+
+/// Blocks of a file that fills most of a device are overwritten, many times as many as there is room for beside it: what
+/// is left of chunks is not kept for the sake of a few of their blocks.
+#[test]
+fn a_file_that_nearly_fills_a_device_can_be_overwritten_block_by_block() {
+    const BLOCK: usize = 4096;
+    let rng = SeededRng::new(18);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let (total, _) = store.capacity();
+    let size = (total as usize * 7 / 10) / BLOCK * BLOCK;
+    let (file, other) = (InodeId(10), InodeId(11));
+    let mut contents = Contents::new();
+    for (inode, size) in [(file, size - (8 << 20)), (other, 8 << 20)] {
+        let data = noise(&rng, size);
+        write(&store, inode, &data).unwrap();
+        contents.insert(inode, data);
+    }
+    let mut written = 0;
+    while written < 2 * size {
+        let room = store.reserve(64 * BLOCK as u64, 0).unwrap();
+        for _ in 0..64 {
+            let block = rng.below(((size - (8 << 20)) / BLOCK) as u64) as usize;
+            overwrite(&store, file, block * BLOCK, &noise(&rng, BLOCK), &mut contents);
+            written += BLOCK;
+        }
+        drop(room);
+    }
+    assert_reads(&store, &contents);
+    assert_sound(&store);
+    store.sync_to(store.last_sequence()).unwrap();
+    drop(store);
+    let store = mount(&device, &rng);
+    assert_reads(&store, &contents);
+    assert_sound(&store);
+    // And what it has cost comes back.
+    while store.clean(u64::MAX).unwrap().segments > 0 {}
+    let (total, free) = store.capacity();
+    let live: usize = contents.values().map(Vec::len).sum();
+    let missing = (total as i64) - (live as i64) - (free as i64);
+    assert!(missing < total as i64 / 16, "of {total} bytes {live} are used and {free} free");
+    assert_reads(&store, &contents);
+    assert_sound(&store);
 }
 
 #[test]

@@ -40,6 +40,7 @@ fn segment(state: SegmentState, placements: Vec<Placement>) -> Vec<u8> {
         written_bytes: 0,
         opened: 0,
         rows: 0,
+        forsaken_bytes: 0,
         placements,
     };
     value.encode()

@@ -43,6 +43,7 @@ fn open_numbered(number: u64) -> Op {
         written_bytes: 0,
         opened: 0,
         rows: 0,
+        forsaken_bytes: 0,
         placements: vec![(aegisfs_base::DeviceIndex(0), SlotIndex(1))],
     };
     Op::Put { table: Table::Segments, key: key::segment(SegmentId(number)).to_vec(), value: value.encode() }
@@ -69,6 +70,7 @@ fn descriptor(segment: u64, slot_offset: u32, charged_bytes: u32) -> Descriptor 
         plain_bytes: 20,
         charged_bytes,
         references: 0,
+        referred_bytes: 0,
         damaged: false,
         hash: [7; 32],
     }
@@ -146,7 +148,7 @@ fn a_chunk_that_moves_takes_its_references_along_and_frees_its_segment() {
     assert_eq!(effects.freed.len(), 1);
     assert_eq!((effects.born, effects.died), (vec![], vec![]));
     assert_eq!(segment(&tables), None);
-    assert_eq!(chunk(&tables), Some(Descriptor { references: 1, ..descriptor(2, 8192, 7) }));
+    assert_eq!(chunk(&tables), Some(Descriptor { references: 1, referred_bytes: 20, ..descriptor(2, 8192, 7) }));
     let found = numbered(&tables, 2).unwrap();
     assert_eq!((found.live_bytes, found.written_bytes), (7, 7));
     // What refers to it can go, or more can come.
@@ -181,6 +183,85 @@ fn a_chunk_that_moves_and_dies_in_the_same_change_is_gone() {
         let found = numbered(&tables, 2).unwrap();
         assert_eq!((found.live_bytes, found.written_bytes), (0, 7));
     }
+}
+
+/// A run of the file that refers to the first chunk.
+fn run(offset: u64, length: u32, offset_in_chunk: u32) -> NewRef {
+    NewRef { offset, length, chunk: ChunkId(1), offset_in_chunk }
+}
+
+#[test]
+fn what_is_left_of_a_chunk_is_forsaken_but_for_what_something_refers_to() {
+    let mut tables = pool();
+    commit(&mut tables, 1, vec![open_segment(), new_chunk(1), refer(1)]).unwrap();
+    let forsaken = |tables: &MapTables| segment(tables).map(|found| (found.live_bytes, found.forsaken_bytes));
+    assert_eq!(forsaken(&tables), Some((10, 0)));
+    // Two of twenty bytes are not worth counting.
+    commit(&mut tables, 2, vec![hole(4, 6, 0)]).unwrap();
+    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().referred_bytes), (Some((10, 0)), 18));
+    commit(&mut tables, 3, vec![hole(4, 14, 0)]).unwrap();
+    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().references), (Some((10, 5)), 2));
+    // Another reference may be to the same bytes again.
+    let op =
+        |references| Op::Replace { inode: FILE, from: 40, to: 60, pending_up_to: Sequence(0), references };
+    commit(&mut tables, 4, vec![op(vec![run(40, 20, 0)])]).unwrap();
+    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().referred_bytes), (Some((10, 0)), 30));
+    commit(&mut tables, 5, vec![op(vec![])]).unwrap();
+    assert_eq!(forsaken(&tables), Some((10, 5)));
+    // The parts become chunks of their own, and nothing is left of the first.
+    let to = |offset, length, chunk| NewRef { offset, length, chunk: ChunkId(chunk), offset_in_chunk: 0 };
+    let repoint = |from, to| Op::Repoint { inode: FILE, from, references: vec![to] };
+    let ops = vec![
+        new_chunk(2),
+        new_chunk(3),
+        repoint(run(0, 4, 0), to(0, 4, 2)),
+        repoint(run(14, 6, 14), to(14, 6, 3)),
+    ];
+    let effects = commit(&mut tables, 6, ops).unwrap();
+    assert_eq!((effects.born.len(), effects.died.len(), chunk(&tables)), (2, 1, None));
+    // The new ones were said to be as large as the old one.
+    assert_eq!(forsaken(&tables), Some((20, 8 + 7)));
+}
+
+#[test]
+fn only_what_still_refers_to_the_same_bytes_is_pointed_elsewhere() {
+    let mut tables = pool();
+    commit(&mut tables, 1, vec![open_segment(), new_chunk(1), new_chunk(9), refer(1)]).unwrap();
+    let other = NewRef { offset: 5, length: 5, chunk: ChunkId(9), offset_in_chunk: 5 };
+    let op =
+        Op::Replace { inode: FILE, from: 5, to: 10, pending_up_to: Sequence(0), references: vec![other] };
+    commit(&mut tables, 2, vec![new_chunk(9), op]).unwrap();
+    let repoint = |from: NewRef| {
+        let to = NewRef { chunk: ChunkId(2), offset_in_chunk: 0, ..from };
+        vec![new_chunk(2), Op::Repoint { inode: FILE, from, references: vec![to] }]
+    };
+    let before = tables.clone();
+    // Other bytes of the chunk, other places, a part of a run; a file and a window that are not there.
+    for (number, from) in
+        [run(0, 5, 1), run(1, 4, 0), run(0, 3, 0), run(30, 5, 0), run(1 << 20, 20, 0)].into_iter().enumerate()
+    {
+        commit(&mut tables, 3 + number as u64, repoint(from)).unwrap();
+        assert_eq!(chunk(&tables), chunk(&before), "{from:?}");
+    }
+    let effects = commit(&mut tables, 10, repoint(run(0, 20, 0))).unwrap();
+    assert_eq!(effects.died, vec![(ChunkId(1), [7; 32])], "both sides, but not what lies between");
+    let stored = tables.get(Table::Chunks, &key::chunk(ChunkId(9))).unwrap().unwrap();
+    assert_eq!(Descriptor::decode(&stored).unwrap().unwrap().referred_bytes, 5);
+    let stored = tables.get(Table::Chunks, &key::chunk(ChunkId(2))).unwrap().unwrap();
+    let found = Descriptor::decode(&stored).unwrap().unwrap();
+    assert_eq!((found.references, found.referred_bytes), (2, 15));
+}
+
+#[test]
+fn what_a_snapshot_sees_is_not_pointed_elsewhere() {
+    let mut tables = pool();
+    commit(&mut tables, 1, vec![open_segment(), new_chunk(1), refer(1)]).unwrap();
+    branches::create_snapshot(&mut tables, MAIN, b"s", Timestamp(0)).unwrap();
+    let to = NewRef { offset: 0, length: 20, chunk: ChunkId(2), offset_in_chunk: 0 };
+    let repoint = Op::Repoint { inode: FILE, from: run(0, 20, 0), references: vec![to] };
+    let effects = commit(&mut tables, 2, vec![new_chunk(2), repoint]).unwrap();
+    assert_eq!((effects.born, effects.died), (vec![], vec![]), "the new one was written in vain");
+    assert_eq!(chunk(&tables).unwrap().references, 1);
 }
 
 fn pending(tables: &MapTables) -> Vec<u8> {

@@ -118,25 +118,28 @@ fn overlaid(pending: &PendingBytes) -> Overlay {
 
 /// Counts references anew; adds up what lives in segments.
 fn judge_counts(tables: &MapTables, history: &History, reported: &Reported) -> Verdict {
-    let mut counted: BTreeMap<ChunkId, u32> = BTreeMap::new();
+    let mut counted: BTreeMap<ChunkId, (u32, u64)> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for (table, key, value) in tables.iter() {
         if table == Table::Extents && !is_tombstone(value) {
             let (stem, _) = key::split_version(key).unwrap();
             for reference in decode_window(value).map_err(|error| error.to_string())? {
                 if seen.insert((stem.to_vec(), reference)) {
-                    *counted.entry(reference.chunk).or_default() += 1;
+                    let (references, bytes) = counted.entry(reference.chunk).or_default();
+                    (*references, *bytes) = (*references + 1, *bytes + u64::from(reference.length));
                 }
             }
         }
     }
     let mut stored = BTreeMap::new();
-    let mut live: BTreeMap<SegmentId, u64> = BTreeMap::new();
+    let mut live: BTreeMap<SegmentId, (u64, u64)> = BTreeMap::new();
     for (_, key, value) in tables.iter().filter(|(table, ..)| *table == Table::Chunks) {
         let chunk = ChunkId(u64::from_be_bytes(key.try_into().unwrap()));
         let descriptor = Descriptor::decode(value).unwrap().unwrap();
-        stored.insert(chunk, descriptor.references);
-        *live.entry(descriptor.frame.segment).or_default() += u64::from(descriptor.charged_bytes);
+        stored.insert(chunk, (descriptor.references, descriptor.referred_bytes));
+        let (all, forsaken) = live.entry(descriptor.frame.segment).or_default();
+        *all += u64::from(descriptor.charged_bytes);
+        *forsaken += descriptor.forsaken_bytes();
     }
     expect_equal!(stored, counted, "references");
     expect_equal!(stored.keys().copied().collect::<BTreeSet<_>>(), history.chunks(), "chunks alive");
@@ -150,9 +153,9 @@ fn judge_counts(tables: &MapTables, history: &History, reported: &Reported) -> V
         if value.state == SegmentState::Sealed && value.live_bytes == 0 {
             return Err(format!("sealed segment {segment} is empty"));
         }
-        accounts.insert(segment, value.live_bytes);
+        accounts.insert(segment, (value.live_bytes, value.forsaken_bytes));
     }
-    accounts.retain(|_, live| *live > 0);
+    accounts.retain(|_, live| *live != (0, 0));
     expect_equal!(accounts, live, "live bytes");
     Ok(())
 }

@@ -54,6 +54,21 @@ impl Plain {
         self.files.values().flat_map(|content| content.0.values().map(|(chunk, _)| *chunk))
     }
 
+    /// Has a range refer to that part of some references.
+    pub(crate) fn refer(&mut self, inode: InodeId, from: u64, to: u64, references: &[NewRef]) {
+        let part = |reference: &NewRef| {
+            let (start, end) = (reference.offset, reference.offset + u64::from(reference.length));
+            let (offset, end) = (start.max(from), end.min(to));
+            (offset < end).then(|| NewRef {
+                offset,
+                length: (end - offset) as u32,
+                offset_in_chunk: reference.offset_in_chunk + (offset - start) as u32,
+                ..*reference
+            })
+        };
+        self.replace(inode, from, to, &references.iter().filter_map(part).collect::<Vec<_>>());
+    }
+
     fn replace(&mut self, inode: InodeId, from: u64, to: u64, references: &[NewRef]) {
         let content = &mut self.files.entry(inode).or_default().0;
         let cuts = cuts();

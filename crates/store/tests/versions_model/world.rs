@@ -7,14 +7,16 @@ use aegisfs_base::{
     BranchId, ChunkId, EpochId, InodeId, Rng, RowIndex, SeededRng, SegmentId, Sequence, Timestamp,
 };
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
+use aegisfs_format::extent::decode_window;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::{NewRef, Op, Transaction};
 use aegisfs_format::value::{self, Branch, Inode, Segment, SegmentState, Volume, branch_of};
 use aegisfs_store::apply::{Effects, apply};
 use aegisfs_store::branches::{self, BranchError};
-use aegisfs_store::versions::{read_branch, write_branch};
+use aegisfs_store::versions::{Head, read_branch, scan_visible, write_branch};
 use aegisfs_store::{MapTables, StoreError, Tables as _};
 use std::fmt::Write;
+use std::ops::ControlFlow;
 
 const BRANCHES_MAX: usize = 5;
 const KEPT_MAX: usize = 9;
@@ -32,6 +34,7 @@ pub(crate) struct Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     Write,
+    Repoint,
     StaleChunk,
     Snapshot,
     DeleteSnapshot,
@@ -43,7 +46,8 @@ pub(crate) enum Act {
 impl Step {
     pub(crate) fn random(rng: &dyn Rng) -> Self {
         let act = match rng.below(100) {
-            0..60 => Act::Write,
+            0..50 => Act::Write,
+            50..60 => Act::Repoint,
             60..64 => Act::StaleChunk,
             64..76 => Act::Snapshot,
             76..88 => Act::DeleteSnapshot,
@@ -61,7 +65,9 @@ pub(crate) struct World {
     pub(crate) reported: Reported,
     pub(crate) log: Option<String>,
     /// How often each act was tried; without anything to act upon it does nothing.
-    pub(crate) done: [usize; 7],
+    pub(crate) done: [usize; 8],
+    /// References that were pointed elsewhere.
+    pub(crate) repointed: usize,
     sequence: Sequence,
     next_chunk: u64,
     segment: SegmentId,
@@ -91,7 +97,8 @@ impl World {
             history,
             reported: Reported::default(),
             log: log.then(String::new),
-            done: [0; 7],
+            done: [0; 8],
+            repointed: 0,
             sequence: Sequence(0),
             next_chunk: 1,
             segment: SegmentId(1),
@@ -105,6 +112,7 @@ impl World {
         let branch = self.some_branch(rng);
         match step.act {
             Act::Write => self.write(rng, branch)?,
+            Act::Repoint => self.repoint(rng, branch)?,
             Act::StaleChunk => self.stale_chunk(rng, branch)?,
             Act::Snapshot if self.history.kept.len() < KEPT_MAX => self.snapshot(rng, branch)?,
             Act::Snapshot | Act::DeleteSnapshot => self.delete_snapshot(rng)?,
@@ -231,6 +239,65 @@ impl World {
         self.commit(branch, ops)
     }
 
+    /// Points a run elsewhere, sometimes one that is larger or smaller than what is there, or that is not there.
+    fn repoint(&mut self, rng: &dyn Rng, branch: BranchId) -> Verdict {
+        let head = Head::of_branch(&self.tables, branch).map_err(text)?;
+        let mut all = Vec::new();
+        scan_visible(&self.tables, Table::Extents, &[], None, &head.view, &mut |stem, value| {
+            let (inode, window) = (key::stem_inode(stem).unwrap(), key::extents_window(stem).unwrap());
+            all.extend(decode_window(value).unwrap().into_iter().map(|reference| (inode, window, reference)));
+            ControlFlow::Continue(())
+        })
+        .map_err(text)?;
+        if all.is_empty() {
+            return Ok(());
+        }
+        let (inode, window, one) = one_of(rng, &all);
+        let start = window * WINDOW_BYTES;
+        let (mut from, mut to) = (start + u64::from(one.offset), start + u64::from(one.end()));
+        let mut chunk = one.chunk;
+        let mut offset_in_chunk = one.offset_in_chunk;
+        match rng.below(6) {
+            0 => chunk = one_of(rng, &all).2.chunk,
+            1 => offset_in_chunk += 1,
+            2 => {
+                let inside: Vec<u64> =
+                    cuts().iter().copied().filter(|cut| from < *cut && *cut < to).collect();
+                to = inside.first().copied().unwrap_or(to);
+            }
+            3 if one.offset_in_chunk >= one.offset => {
+                (from, to) = (start, start + WINDOW_BYTES);
+                offset_in_chunk -= one.offset;
+            }
+            _ => {}
+        }
+        let run = NewRef { offset: from, length: (to - from) as u32, chunk, offset_in_chunk };
+        let mut ops = Vec::new();
+        let mut references = Vec::new();
+        while from < to {
+            let most = (to - from).min(CHUNK_BYTES_MAX as u64);
+            let inside = cuts().iter().copied().filter(|cut| from < *cut && *cut < from + most);
+            let ends: Vec<u64> = inside.chain([from + most]).collect();
+            let end = if rng.below(3) == 0 { one_of(rng, &ends) } else { from + most };
+            let chunk = self.new_chunk(rng, &mut ops);
+            references.push(NewRef { offset: from, length: (end - from) as u32, chunk, offset_in_chunk: 0 });
+            from = end;
+        }
+        for (_, _, reference) in all.iter().filter(|(of, at, _)| (*of, *at) == (inode, window)) {
+            let (at, end) = (start + u64::from(reference.offset), start + u64::from(reference.end()));
+            let is_there = run.offset <= at && end <= run.offset + u64::from(run.length);
+            let is_same = reference.chunk == run.chunk
+                && u64::from(reference.offset_in_chunk) + run.offset == u64::from(run.offset_in_chunk) + at;
+            if is_there && is_same && !head.is_pinned(reference.birth) {
+                let line = self.history.open.get_mut(&branch).unwrap();
+                line.now.refer(inode, at, end, &references);
+                self.repointed += 1;
+            }
+        }
+        ops.push(Op::Repoint { inode, from: run, references });
+        self.commit(branch, ops)
+    }
+
     /// Moves a chunk to the open segment, sometimes from where it is not.
     fn random_move(&self, rng: &dyn Rng, ops: &mut Vec<Op>) {
         let chunks: Vec<ChunkId> = self.reported.alive.iter().copied().collect();
@@ -304,6 +371,7 @@ impl World {
                 written_bytes: 0,
                 opened: self.sequence.0,
                 rows: 0,
+                forsaken_bytes: 0,
                 placements: vec![Default::default()],
             };
             let key = key::segment(self.segment).to_vec();
@@ -328,6 +396,7 @@ impl World {
             plain_bytes: CHUNK_BYTES_MAX as u32,
             charged_bytes: 1 + rng.below(1000) as u32,
             references: 0,
+            referred_bytes: 0,
             damaged: false,
             hash: [chunk.0 as u8; 32],
         };
