@@ -111,6 +111,8 @@ impl Service for Daemon {
             "lock_waits": aegisfs_fs::lock_waits().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
             "hottest_files": hottest,
             "metadata_pages_healed": self.store.pages_healed(),
+            "metadata_pages_written": self.store.pages_written(),
+            "checkpoints": self.store.counters().checkpoints.load(std::sync::atomic::Ordering::Relaxed),
         });
         if let (Value::Object(all), Value::Object(mount)) = (&mut answer, self.describe_mount()) {
             all.extend(mount);

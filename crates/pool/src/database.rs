@@ -51,6 +51,8 @@ pub struct Database {
     copies: u8,
     /// Pages healed from another copy since the database was opened.
     healed: AtomicU64,
+    /// Pages written since then, one copy counted.
+    written: AtomicU64,
 }
 
 impl std::fmt::Debug for Database {
@@ -85,12 +87,18 @@ impl Database {
             sync: Mutex::new(()),
             copies,
             healed: AtomicU64::new(0),
+            written: AtomicU64::new(0),
         }
     }
 
     /// Pages healed from another copy since the database was opened.
     pub fn healed(&self) -> u64 {
         self.healed.load(Ordering::Relaxed)
+    }
+
+    /// Pages written since the database was opened, one copy counted.
+    pub fn pages_written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Bytes of its slots that were written, all copies counted: the rest of a mapped slot is still a hole

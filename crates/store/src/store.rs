@@ -328,6 +328,11 @@ impl Store {
         self.databases().map(|database| database.healed()).sum()
     }
 
+    /// Pages of both databases written since the store was opened, one copy counted.
+    pub fn pages_written(&self) -> u64 {
+        self.databases().map(|database| database.pages_written()).sum()
+    }
+
     /// The databases of the metadata and of the dedup index.
     pub(crate) fn databases(&self) -> impl Iterator<Item = Arc<aegisfs_pool::Database>> {
         [Some(Arc::clone(&self.database)), self.dedup.database()].into_iter().flatten()

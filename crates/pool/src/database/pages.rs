@@ -173,6 +173,7 @@ impl Database {
             run.extend_from_slice(&content[..]);
         }
         self.write_run(run_start, &run)?;
+        self.written.fetch_add(leaving.len() as u64, Ordering::Relaxed);
         self.buffer.lock().leaving = Arc::default();
         Ok(())
     }

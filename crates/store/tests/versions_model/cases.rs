@@ -148,7 +148,10 @@ fn a_chunk_that_moves_takes_its_references_along_and_frees_its_segment() {
     assert_eq!(effects.freed.len(), 1);
     assert_eq!((effects.born, effects.died), (vec![], vec![]));
     assert_eq!(segment(&tables), None);
-    assert_eq!(chunk(&tables), Some(Descriptor { references: 1, referred_bytes: 20, ..descriptor(2, 8192, 7) }));
+    assert_eq!(
+        chunk(&tables),
+        Some(Descriptor { references: 1, referred_bytes: 20, ..descriptor(2, 8192, 7) })
+    );
     let found = numbered(&tables, 2).unwrap();
     assert_eq!((found.live_bytes, found.written_bytes), (7, 7));
     // What refers to it can go, or more can come.
