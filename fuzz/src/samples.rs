@@ -191,7 +191,7 @@ fn operations() -> Vec<Op> {
         Op::NewChunk { chunk: ChunkId(4), descriptor: descriptor(0) },
         Op::Replace { inode: InodeId(2), from: 5, to: 30, pending_up_to: Sequence(9), references },
         Op::Pending { inode: InodeId(2), offset: 1, bytes: b"pending".to_vec() },
-        Op::SealSegment { segment: SegmentId(1), rows: 3 },
+        Op::SealSegment { segment: SegmentId(1), rows: 3, end: 9000 },
     ]
 }
 
@@ -295,6 +295,7 @@ pub fn segment() -> Samples {
         opened: 6,
         rows: 7,
         forsaken_bytes: 3,
+        end: 300,
         placements: vec![(DeviceIndex(0), SlotIndex(5)), (DeviceIndex(1), SlotIndex(9))],
     };
     vec![segment.encode()]

@@ -283,6 +283,7 @@ fn start(
         .then(|| aegisfs_store::Service::start(Arc::clone(&store), settings.intervals()))
         .transpose()?;
     store.set_cleaning_intensity(settings.cleaning_intensity());
+    store.set_cleaning_bandwidth(settings.cleaning_bandwidth());
     let cleaner = writable.then(|| CleanerThread::start(Arc::clone(&store))).transpose()?;
     let trimmer = writable.then(|| TrimThread::start(Arc::clone(&store))).transpose()?;
     let flusher = writable.then(|| Flusher::start(Arc::clone(&fs), FLUSHERS)).transpose()?;

@@ -36,7 +36,7 @@ struct Key {
 }
 
 /// Every setting, in the order of the manual.
-const KEYS: [Key; 17] = [
+const KEYS: [Key; 18] = [
     Key { section: "mount", name: "writeback", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key {
         section: "mount",
@@ -77,6 +77,7 @@ const KEYS: [Key; 17] = [
         min: 0,
         max: 2,
     },
+    Key { section: "clean", name: "bandwidth_bytes", kind: Kind::Bytes, built_in: 0, min: 0, max: 1 << 40 },
     Key { section: "trim", name: "background", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key {
         section: "trim",
@@ -326,6 +327,11 @@ impl Settings {
     /// How much the cleaner may take at first.
     pub(crate) fn cleaning_intensity(&self) -> aegisfs_store::Intensity {
         aegisfs_store::Intensity::ALL[self.number("clean.intensity") as usize]
+    }
+
+    /// Bytes that the cleaner moves in a second at most; 0 is no limit.
+    pub(crate) fn cleaning_bandwidth(&self) -> u64 {
+        self.number("clean.bandwidth_bytes")
     }
 
     /// For the store's service thread.

@@ -93,17 +93,21 @@ pub struct Descriptor {
 
 /// Less of a chunk than the inverse of this is not counted as forsaken.
 const FORSAKEN_PART_MIN: u64 = 8;
+/// What a chunk costs beside its bytes, in directories and metadata with their copies, at most.
+const CHUNK_COST_BYTES: u64 = 1024;
 
 impl Descriptor {
-    /// What of its charge falls on bytes to which nothing refers, though something refers to others. Counted are an eighth
-    /// of the chunk or more: storing the rest anew for less is not worth it. Part of the format, since segments add it up.
+    /// What storing anew those bytes gives back to which something refers: the part of its charge that falls on others,
+    /// less what the new chunks cost, one for each reference. Less than an eighth of the chunk does not count. Part of the
+    /// format, since segments add it up.
     pub fn forsaken_bytes(&self) -> u64 {
         let plain = u64::from(self.plain_bytes);
         let forsaken = plain.saturating_sub(self.referred_bytes);
         if forsaken * FORSAKEN_PART_MIN < plain {
             return 0;
         }
-        u64::from(self.charged_bytes) * forsaken / plain
+        let gained = u64::from(self.charged_bytes) * forsaken / plain;
+        gained.saturating_sub(u64::from(self.references) * CHUNK_COST_BYTES)
     }
 
     /// The stored form.

@@ -115,6 +115,8 @@ pub enum Op {
         segment: SegmentId,
         /// Rows it has.
         rows: u32,
+        /// Behind the last of them, from the start of its slots; 0 where nobody knows.
+        end: u32,
     },
 }
 
@@ -172,10 +174,11 @@ impl Op {
                 out.put_u64(*offset);
                 out.put_long_bytes(bytes);
             }
-            Self::SealSegment { segment, rows } => {
+            Self::SealSegment { segment, rows, end } => {
                 out.push(8);
                 out.put_u64(segment.0);
                 out.put_u32(*rows);
+                out.put_u32(*end);
             }
             Self::MoveChunk { chunk, from: (segment, slot_offset), descriptor } => {
                 out.push(9);
@@ -218,7 +221,11 @@ impl Op {
                 offset: reader.u64()?,
                 bytes: reader.long_bytes()?.to_vec(),
             },
-            8 => Self::SealSegment { segment: SegmentId(reader.u64()?), rows: reader.u32()? },
+            8 => Self::SealSegment {
+                segment: SegmentId(reader.u64()?),
+                rows: reader.u32()?,
+                end: reader.u32()?,
+            },
             9 => Self::MoveChunk {
                 chunk: ChunkId(reader.u64()?),
                 from: (SegmentId(reader.u64()?), reader.u32()?),
@@ -387,7 +394,7 @@ pub(crate) mod tests {
                 references: vec![reference],
             },
             Op::Pending { inode: InodeId(2), offset: 1, bytes: vec![7; 33] },
-            Op::SealSegment { segment: SegmentId(1), rows: 3 },
+            Op::SealSegment { segment: SegmentId(1), rows: 3, end: 9000 },
             Op::MoveChunk { chunk: ChunkId(4), from: (SegmentId(9), 8192), descriptor },
             Op::Repoint { inode: InodeId(2), from: reference, references: vec![reference] },
         ];

@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"AegisFS\x01";
 /// The version this program writes and the newest it reads.
 pub const SUPERBLOCK_VERSION: u32 = 4;
-/// The oldest version that is understood. It lacks nothing but the operation that moves a chunk.
+/// The oldest version that is understood; those before it were never released.
 pub const SUPERBLOCK_VERSION_MIN: u32 = 4;
 /// Incompatible features that this program knows.
 pub const INCOMPAT_KNOWN: u64 = 0;

@@ -143,8 +143,10 @@ on_disk! {
         rows: U32,
         /// Of the live bytes, those of parts of chunks that nothing refers to.
         forsaken_bytes: U64,
+        /// Behind the last row, from the start of the slots; 0 while it is open, and where nobody knows.
+        end: U32,
         /// Reserved, zero.
-        reserved: [u8; 20],
+        reserved: [u8; 16],
     }
 }
 
@@ -192,6 +194,8 @@ pub struct Segment {
     pub rows: u32,
     /// Of the live bytes, those of parts of chunks that nothing refers to.
     pub forsaken_bytes: u64,
+    /// Behind the last row, from the start of the slots; 0 while it is open, and where nobody knows.
+    pub end: u32,
     /// The slots of its shards, in order.
     pub placements: Vec<(DeviceIndex, SlotIndex)>,
 }
@@ -214,7 +218,8 @@ impl Segment {
             opened: U64::new(self.opened),
             rows: U32::new(self.rows),
             forsaken_bytes: U64::new(self.forsaken_bytes),
-            reserved: [0; 20],
+            end: U32::new(self.end),
+            reserved: [0; 16],
         };
         let mut value = wrap(raw.as_bytes());
         for (device, slot) in &self.placements {
@@ -262,6 +267,7 @@ impl Segment {
             opened: raw.opened.get(),
             rows: raw.rows.get(),
             forsaken_bytes: raw.forsaken_bytes.get(),
+            end: raw.end.get(),
             placements,
         })
     }
@@ -318,6 +324,7 @@ mod tests {
             opened: 6,
             rows: 7,
             forsaken_bytes: 3,
+            end: 8192,
             placements: (0..3).map(|n| (DeviceIndex(n), SlotIndex(u32::from(n) * 9))).collect(),
         };
         assert_eq!(Segment::decode(&segment.encode()).unwrap(), segment);

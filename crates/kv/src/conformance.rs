@@ -216,7 +216,7 @@ fn commits_survive_reopening(make: Make<'_>) {
 
 fn large_values_and_long_keys(make: Make<'_>) {
     let mut subject = make();
-    let sizes = [0, 1, 4000, 4096, 5000, 64 << 10, VALUE_BYTES_MAX];
+    let sizes = [0, 1, 4000, 4096, 5000, 64 << 10, 1 << 20, VALUE_BYTES_MAX];
     let mut transaction = subject.kv().begin().expect("begin");
     for size in sizes {
         transaction.put(A, &size.to_be_bytes(), &vec![size as u8 ^ 0x5a; size]).expect("put");

@@ -10,7 +10,7 @@ pub const TABLES_MAX: usize = 32;
 /// Longest key. Keys live in inner pages too, so long ones make the tree tall.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest value.
-pub const VALUE_BYTES_MAX: usize = 1 << 20;
+pub const VALUE_BYTES_MAX: usize = 32 << 20;
 
 /// A table's number, below [`TABLES_MAX`]. A table exists from its first use; a table that was
 /// never written reads as empty.

@@ -83,7 +83,7 @@ impl Work<'_> {
             }
             Op::Pending { inode, offset, bytes } => self.put_pending(*inode, sequence, *offset, bytes)?,
             Op::Repoint { inode, from, references } => self.repoint(*inode, from, references)?,
-            Op::SealSegment { segment, rows } => self.references.seal(*segment, *rows),
+            Op::SealSegment { segment, rows, end } => self.references.seal(*segment, *rows, *end),
             Op::MoveChunk { chunk, from, descriptor } => {
                 self.references.relocate(self.tables, *chunk, *from, descriptor)?;
             }

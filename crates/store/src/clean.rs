@@ -16,6 +16,7 @@ use crate::StoreError;
 use crate::ingest::frames::{self, NewChunk};
 use crate::rows::{Frame, RowWriter, WrittenRow};
 use crate::segments::Purpose;
+use crate::space::FRAME_BYTES_WORST;
 use crate::store::{Counters, Store};
 use crate::tables::Tables;
 use aegisfs_base::limits::BLOCK_BYTES;
@@ -33,7 +34,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Chunks whose new places one change tells; bounds the log record.
@@ -44,8 +45,8 @@ const MOVED_PER_CHANGE: u64 = 8 << 20;
 /// than it gives back.
 const DEAD_PART_MIN: u64 = 50;
 
-/// A segment of which less than the inverse of this part was written to was sealed early; others are full, however much of
-/// them are directories.
+/// A segment whose end nobody knows was sealed early if less than the inverse of this part was written to; others are full,
+/// however much of them are directories.
 const UNUSED_BEYOND: (u64, u64) = (3, 2);
 
 /// What the cleaner knows beyond the metadata.
@@ -55,10 +56,13 @@ pub(crate) struct Cleaner {
     running: Mutex<()>,
     /// Segments with something in them that cannot be read, and so cannot be moved.
     stuck: Mutex<HashSet<SegmentId>>,
-    /// Segments in which something is forsaken that cannot be had: a snapshot may see what refers to the rest.
+    /// Segments in which something is forsaken that cannot be had: a snapshot sees what refers to the rest, or it cannot be
+    /// read.
     kept: Mutex<HashSet<SegmentId>>,
     /// Those who wait for room and want to clean at once.
     wanted: AtomicUsize,
+    /// Changes it made and chunks it read.
+    uses: AtomicU64,
     orders: background::Orders,
     pub(crate) sleeper: background::Sleeper,
 }
@@ -66,6 +70,10 @@ pub(crate) struct Cleaner {
 impl Cleaner {
     fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Acquire) > 0
+    }
+
+    fn count_use(&self) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -179,6 +187,8 @@ impl Store {
         let mut problem = None;
         let stuck = self.cleaner.stuck.lock().clone();
         let kept = self.cleaner.kept.lock().clone();
+        let mut known = HashSet::new();
+        let no_more_chunks = self.pool.space().lent > 0;
         self.view().scan(Table::Segments, &[], None, &mut |key, stored| {
             let (Some(id), Ok(mut segment)) = (key.first_chunk::<8>(), Segment::decode(stored)) else {
                 problem = Some(StoreError::Inconsistent { what: "a segment cannot be read".into() });
@@ -186,6 +196,9 @@ impl Store {
             };
             let segment_id = SegmentId(u64::from_be_bytes(*id));
             if kept.contains(&segment_id) {
+                known.insert(segment_id);
+            }
+            if no_more_chunks || kept.contains(&segment_id) {
                 segment.forsaken_bytes = 0;
             }
             let dead_bytes = dead_bytes(room, &segment);
@@ -201,6 +214,7 @@ impl Store {
         if let Some(problem) = problem {
             return Err(problem);
         }
+        self.cleaner.kept.lock().retain(|segment| known.contains(segment));
         let now = self.last_sequence().0;
         found.sort_by(|a, b| b.worth(now).total_cmp(&a.worth(now)).then(a.segment.cmp(&b.segment)));
         Ok((found, dead))
@@ -266,7 +280,8 @@ impl Store {
             if number == ready {
                 let rest = wanted_bytes - done.gained_bytes();
                 match self.take_remains(&candidates[number..], rest, pace, &mut done) {
-                    Err(error) if error.kind() == FaultKind::NoSpace => break,
+                    // What is left of chunks stays with them this time.
+                    Err(error) if error.kind() == FaultKind::NoSpace => ready = candidates.len(),
                     Ok(Some(count)) => ready += count,
                     Ok(None) => {
                         done.stopped = true;
@@ -322,7 +337,7 @@ impl Store {
             return Ok(ControlFlow::Continue(()));
         }
         let room = self.segment_data_bytes();
-        if segment.forsaken_bytes > 0 && self.cleaner.kept.lock().insert(id) {
+        if segment.forsaken_bytes > 0 {
             let certain = dead_bytes(room, &Segment { forsaken_bytes: 0, ..segment.clone() });
             if certain <= room / DEAD_PART_MIN {
                 return Ok(ControlFlow::Continue(()));
@@ -477,6 +492,7 @@ impl Store {
         for (chunk, descriptor) in living {
             let mut data = vec![0; descriptor.plain_bytes as usize];
             // What cannot be read stays, and whoever reads it is told.
+            self.cleaner.count_use();
             if self.read_chunk(chunk, 0, &mut data).is_err() {
                 continue;
             }
@@ -531,6 +547,7 @@ impl Store {
                     });
                 }
                 self.commit(BranchId(0), ops, vec![row.dependency])?;
+                self.cleaner.count_use();
                 done.moved_bytes += moved;
                 Counters::add(&self.counters.moved_bytes, moved);
             }
@@ -544,8 +561,15 @@ impl Store {
 fn dead_bytes(room: u64, segment: &Segment) -> u64 {
     let written = segment.written_bytes.max(1);
     // Directories and the ends of rows take as much of what lives as of what died.
-    let used = written.saturating_mul(UNUSED_BEYOND.0) / UNUSED_BEYOND.1;
-    let used = if used >= room { room } else { used.max(written) };
+    let used = match u64::from(segment.end).checked_sub(SLOT_HEADER_BYTES) {
+        // What is left at the end of a full segment was too small for the next frame.
+        Some(used) if used + FRAME_BYTES_WORST < room => used.max(written),
+        Some(_) => room,
+        None => {
+            let used = written.saturating_mul(UNUSED_BEYOND.0) / UNUSED_BEYOND.1;
+            if used >= room { room } else { used.max(written) }
+        }
+    };
     let live = segment.live_bytes.saturating_sub(segment.forsaken_bytes);
     let live = u128::from(used) * u128::from(live.min(written)) / u128::from(written);
     room.saturating_sub(live as u64)

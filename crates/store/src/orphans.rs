@@ -242,7 +242,7 @@ impl Store {
         })?;
         let Some(rows) = rows.flatten() else { return Ok(false) };
         // Nobody appends to it again, so nothing can come between.
-        self.commit(BranchId(0), vec![Op::SealSegment { segment, rows }], Vec::new())?;
+        self.commit(BranchId(0), vec![Op::SealSegment { segment, rows, end: 0 }], Vec::new())?;
         Ok(true)
     }
 

@@ -209,7 +209,7 @@ fn seal_open_segments(
     let epoch = versions::read_branch(&store.view(), branch)?.head;
     for (segment, rows) in open {
         *last = last.next();
-        let ops = vec![Op::SealSegment { segment, rows }];
+        let ops = vec![Op::SealSegment { segment, rows, end: 0 }];
         let transaction = Transaction { sequence: *last, branch, epoch, ops };
         let view = store.view();
         let mut scratch = Scratch::new(&view);

@@ -171,7 +171,7 @@ impl Store {
     }
 
     fn seal(&self, full: &Open) -> Result<(), StoreError> {
-        let ops = vec![Op::SealSegment { segment: full.segment, rows: full.rows }];
+        let ops = vec![Op::SealSegment { segment: full.segment, rows: full.rows, end: full.next_offset }];
         self.commit(BranchId(0), ops, Vec::new())?;
         Ok(())
     }
@@ -190,6 +190,7 @@ impl Store {
             opened: self.last_sequence().0,
             rows: 0,
             forsaken_bytes: 0,
+            end: 0,
             placements: places.clone(),
         };
         let key = key::segment(segment).to_vec();

@@ -45,7 +45,7 @@ const RESERVE_ATTEMPTS: u32 = 64;
 const RECLAIMABLE_FRESH: Duration = Duration::from_secs(1);
 
 /// The largest frame in a cell of its own.
-const FRAME_BYTES_WORST: u64 = (CHUNK_BYTES_MAX + 2 * BLOCK_BYTES) as u64;
+pub(crate) const FRAME_BYTES_WORST: u64 = (CHUNK_BYTES_MAX + 2 * BLOCK_BYTES) as u64;
 
 /// What is promised.
 #[derive(Debug, Default)]

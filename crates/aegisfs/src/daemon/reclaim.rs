@@ -14,6 +14,7 @@ pub(super) fn cleaning(store: &Store) -> Result<Value, StoreError> {
         [&counters.row_bytes, &counters.moved_row_bytes].map(|counter| counter.load(Ordering::Relaxed));
     Ok(json!({
         "intensity": status.intensity.name(),
+        "bandwidth_bytes": status.bandwidth,
         "paused": status.paused,
         "running": status.running,
         "requested": status.requested,

@@ -57,7 +57,12 @@ impl Fs {
         let mut copied = 0;
         while copied < length {
             let step = (length - copied).min(STEP_BYTES);
-            copied += self.copy_step(&source, &target, (from.offset + copied, to.offset + copied), step)?;
+            let more = self.copy_step(&source, &target, (from.offset + copied, to.offset + copied), step)?;
+            // The source has become shorter meanwhile.
+            if more == 0 {
+                break;
+            }
+            copied += more;
         }
         self.sync_if_asked(&target)?;
         Ok(copied)

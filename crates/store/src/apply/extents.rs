@@ -152,7 +152,7 @@ impl Work<'_> {
         let stem = key::extents(inode, window);
         let newest = versions::newest_version(self.tables, Table::Extents, &stem, &self.head.view)?;
         let Some((epoch, stored)) = newest.filter(|(_, stored)| !is_tombstone(stored)) else { return Ok(()) };
-        let run = self.clip(from, start, start + WINDOW_BYTES);
+        let run = self.clip(from, start, start.saturating_add(WINDOW_BYTES));
         let (mut kept, mut gone) = (Vec::new(), Vec::new());
         for reference in decode_window(&stored)? {
             let within = run.offset <= reference.offset && reference.end() <= run.end();

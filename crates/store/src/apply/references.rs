@@ -57,8 +57,8 @@ struct Account {
     born: (u64, u64),
     /// Charged bytes that are written to it.
     written: u64,
-    /// The rows it ends with, when it is sealed.
-    sealed: Option<u32>,
+    /// The rows it ends with and where they end, when it is sealed.
+    sealed: Option<(u32, u32)>,
 }
 
 impl References {
@@ -145,8 +145,8 @@ impl References {
     }
 
     /// Seals a segment.
-    pub(crate) fn seal(&mut self, segment: SegmentId, rows: u32) {
-        self.segments.entry(segment).or_default().sealed = Some(rows);
+    pub(crate) fn seal(&mut self, segment: SegmentId, rows: u32, end: u32) {
+        self.segments.entry(segment).or_default().sealed = Some((rows, end));
     }
 
     /// Writes the touched descriptors and segments back. What nothing refers to goes, and a sealed segment
@@ -214,9 +214,9 @@ impl Account {
         value.live_bytes = settled(value.live_bytes, self.born.0, self.died.0)?;
         value.forsaken_bytes = settled(value.forsaken_bytes, self.born.1, self.died.1)?;
         value.written_bytes = value.written_bytes.saturating_add(self.written);
-        if let Some(rows) = self.sealed {
+        if let Some((rows, end)) = self.sealed {
             value.state = SegmentState::Sealed;
-            value.rows = rows;
+            (value.rows, value.end) = (rows, end);
         }
         if value.state == SegmentState::Sealed && value.live_bytes == 0 {
             tables.delete(Table::Segments, &key);

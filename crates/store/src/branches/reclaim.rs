@@ -37,7 +37,7 @@ pub(super) fn what_died(
             let (_, birth, what) = key::split_superseded(note)?;
             match Dead::decode(what)? {
                 Dead::Reference(reference) => {
-                    references.drop_one(tables, reference.chunk, reference.length)?
+                    references.drop_one(tables, reference.chunk, reference.length)?;
                 }
                 Dead::Version { table, stem } => {
                     drop_version(tables, table, &stem, birth);

@@ -1,16 +1,17 @@
 //! When cleaning happens by itself, and how fast.
 //!
 //! The less room there is, the smaller a dead part is worth cleaning. As long as there is enough, the cleaner keeps to
-//! its rate and costs those who read and write little; when room runs short, it does not wait for anything.
+//! its rate while others read or write, and costs them little; when room runs short, it does not wait for anything.
 
 use super::{Candidate, Cleaned};
 use crate::StoreError;
 use crate::store::Store;
 use aegisfs_base::Sequence;
 use parking_lot::Mutex;
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_secs(1);
 /// How finely it sleeps while it keeps to its rate.
 const SLICE: Duration = Duration::from_millis(10);
+/// When nobody has read or written for so long, nobody is disturbed.
+const QUIET: Duration = Duration::from_secs(1);
 /// With so little room left, in thousandths, it keeps to no rate.
 const URGENT: u64 = 50;
 /// Bytes that come back before a checkpoint is made for their sake while room is short.
@@ -35,9 +38,9 @@ const REST_MAX: Duration = Duration::from_secs(10);
 /// How much cleaning may take from those who read and write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Intensity {
-    /// 16 MiB a second.
+    /// 16 MiB a second while others read or write.
     Low,
-    /// 64 MiB a second.
+    /// 64 MiB a second while others read or write.
     #[default]
     Medium,
     /// As much as there is.
@@ -57,7 +60,7 @@ impl Intensity {
         }
     }
 
-    /// Bytes moved in a second at most.
+    /// Bytes moved in a second at most while others read or write.
     const fn rate(self) -> Option<u64> {
         match self {
             Self::Low => Some(16 << 20),
@@ -75,9 +78,17 @@ impl Intensity {
 #[derive(Debug, Default)]
 pub(super) struct Orders {
     intensity: AtomicU8,
+    /// Bytes moved in a second at most; 0 is no limit.
+    bandwidth: AtomicU64,
     paused: AtomicBool,
     /// Everything that is worth anything, once.
     everything: AtomicBool,
+}
+
+impl Orders {
+    fn bandwidth(&self) -> Option<u64> {
+        Some(self.bandwidth.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
 }
 
 /// The cleaner's thread, while it has nothing to do and waits for a change.
@@ -112,11 +123,30 @@ impl Sleeper {
     }
 }
 
+/// Since when nobody has read or written.
+#[derive(Debug)]
+struct Quiet {
+    seen: u64,
+    since: Instant,
+}
+
+impl Quiet {
+    /// Whether nobody has for a while, if so much was read and written by now.
+    fn is_kept(&mut self, used: u64, now: Instant) -> bool {
+        if used != self.seen {
+            *self = Self { seen: used, since: now };
+        }
+        now.duration_since(self.since) >= QUIET
+    }
+}
+
 /// What the cleaner is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CleaningStatus {
     /// How much it may take.
     pub intensity: Intensity,
+    /// Bytes it moves in a second at most, if that is limited.
+    pub bandwidth: Option<u64>,
     /// Whether it does nothing by itself.
     pub paused: bool,
     /// Whether it is at it.
@@ -135,6 +165,11 @@ impl Store {
     /// Says how much cleaning may take.
     pub fn set_cleaning_intensity(&self, intensity: Intensity) {
         self.cleaner.orders.intensity.store(intensity as u8, Ordering::Relaxed);
+    }
+
+    /// Limits what cleaning in the background moves in a second, also when nobody is disturbed; 0 is no limit.
+    pub fn set_cleaning_bandwidth(&self, bytes: u64) {
+        self.cleaner.orders.bandwidth.store(bytes, Ordering::Relaxed);
     }
 
     /// Has the cleaner do nothing by itself, or go on. Whoever needs room has it clean all the same.
@@ -161,6 +196,7 @@ impl Store {
         let orders = &self.cleaner.orders;
         Ok(CleaningStatus {
             intensity: Intensity::from_raw(orders.intensity.load(Ordering::Relaxed)),
+            bandwidth: orders.bandwidth(),
             paused: orders.paused.load(Ordering::Relaxed),
             running: self.cleaner.running.is_locked(),
             requested: orders.everything.load(Ordering::Acquire),
@@ -178,6 +214,23 @@ impl Store {
         self.check_writable().is_err() || (self.pool.space().freeing == 0 && (may_not || has_seen))
     }
 
+    /// Whether it is too early to move more after so many bytes that took so long.
+    fn has_to_wait(&self, bytes: u64, took: Duration, quiet: &mut Quiet) -> bool {
+        let orders = &self.cleaner.orders;
+        let is_early = |rate: u64| took < Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let is_quiet = quiet.is_kept(self.used_by_others(), Instant::now());
+        let rate = Intensity::from_raw(orders.intensity.load(Ordering::Relaxed)).rate();
+        let rate = rate.filter(|_| !is_quiet);
+        rate.into_iter().chain(orders.bandwidth()).any(is_early) && self.room_left() >= URGENT
+    }
+
+    /// How often others than the cleaner have used the store: changes and chunks read.
+    fn used_by_others(&self) -> u64 {
+        let (hits, misses) = self.cache.counts();
+        let all = hits + misses + self.counters.transactions.load(Ordering::Relaxed);
+        all.saturating_sub(self.cleaner.uses.load(Ordering::Relaxed))
+    }
+
     /// Room that is left, in thousandths of all.
     fn room_left(&self) -> u64 {
         let (total, _) = self.capacity();
@@ -189,6 +242,7 @@ impl Store {
     fn clean_in_background(&self, everything: bool, goes_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
         let (mut unsettled, mut futile) = (0, 0);
         let mut outcome = Ok(Cleaned { stopped: true, ..Cleaned::default() });
+        let quiet = RefCell::new(Quiet { seen: self.used_by_others(), since: Instant::now() });
         while goes_on() {
             let left = self.room_left();
             let worth_it = |candidates: &mut Vec<Candidate>| {
@@ -196,12 +250,11 @@ impl Store {
                     .retain(|candidate| everything || candidate.dead_part() >= dead_part_worth_it(left));
             };
             let pace = |bytes: u64, took: Duration| {
-                let intensity = Intensity::from_raw(self.cleaner.orders.intensity.load(Ordering::Relaxed));
-                let due = intensity.rate().filter(|_| self.room_left() >= URGENT);
-                let due =
-                    due.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate as f64));
-                let until = Instant::now() + due.saturating_sub(took);
-                while Instant::now() < until && goes_on() && !self.cleaner.is_wanted() {
+                let begun = Instant::now();
+                while self.has_to_wait(bytes, took + begun.elapsed(), &mut quiet.borrow_mut())
+                    && goes_on()
+                    && !self.cleaner.is_wanted()
+                {
                     std::thread::sleep(SLICE);
                 }
                 if goes_on() && !self.cleaner.is_wanted() {
@@ -332,6 +385,15 @@ mod tests {
     fn the_less_room_the_smaller_a_dead_part_is_worth_it() {
         let parts: Vec<u64> = (0..=1000).map(dead_part_worth_it).collect();
         assert!(parts.is_sorted() && parts[0] > 0 && parts[1000] < 1000);
+    }
+
+    #[test]
+    fn it_is_quiet_when_nobody_did_anything_for_a_while() {
+        let begin = Instant::now();
+        let mut quiet = Quiet { seen: 5, since: begin };
+        assert!(!quiet.is_kept(5, begin + QUIET / 2) && quiet.is_kept(5, begin + QUIET));
+        assert!(!quiet.is_kept(6, begin + 2 * QUIET) && !quiet.is_kept(6, begin + 2 * QUIET + QUIET / 2));
+        assert!(quiet.is_kept(6, begin + 3 * QUIET));
     }
 
     #[test]

@@ -85,13 +85,37 @@ impl Store {
         if segments.is_empty() {
             return Ok(Some(group.len()));
         }
-        let remains = self.find_remains(&segments)?;
-        let outcome = self.store_remains(&remains, pace, done)?;
-        Ok(outcome.is_continue().then_some(group.len()))
+        loop {
+            let so_far = done.remains_bytes;
+            // Room that the metadata needs for its next state is not for more chunks.
+            if self.pool.space().lent > 0 {
+                return Ok(Some(group.len()));
+            }
+            let (remains, is_all) = self.find_remains(&segments)?;
+            if self.store_remains(&remains, pace, done)?.is_break() {
+                return Ok(None);
+            }
+            if is_all || done.remains_bytes == so_far {
+                break;
+            }
+        }
+        // What is still forsaken there cannot be had, but for a little that others have overwritten since.
+        let mut kept = self.cleaner.kept.lock();
+        for candidate in group.iter().filter(|candidate| segments.contains(&candidate.segment)) {
+            let left = self.read_segment(candidate.segment)?.map_or(0, |segment| segment.forsaken_bytes);
+            if left > candidate.forsaken_bytes / 2 {
+                kept.insert(candidate.segment);
+            }
+        }
+        Ok(Some(group.len()))
     }
 
-    /// Chunks of some segments of which parts are forsaken, if all that refers to them can be pointed elsewhere.
-    pub(super) fn find_remains(&self, segments: &HashSet<SegmentId>) -> Result<Vec<Remains>, StoreError> {
+    /// Chunks of some segments of which parts are forsaken, if all that refers to them can be pointed elsewhere; and
+    /// whether that is all that there are.
+    pub(super) fn find_remains(
+        &self,
+        segments: &HashSet<SegmentId>,
+    ) -> Result<(Vec<Remains>, bool), StoreError> {
         let mut sought: BTreeMap<ChunkId, Remains> = BTreeMap::new();
         let mut references = 0;
         let mut problem: Option<FormatError> = None;
@@ -142,7 +166,7 @@ impl Store {
             return Err(problem.into());
         }
         let is_whole = |remains: &Remains| remains.runs.len() as u64 == u64::from(remains.references);
-        Ok(sought.into_values().filter(is_whole).collect())
+        Ok((sought.into_values().filter(is_whole).collect(), references < RUNS_MAX))
     }
 
     /// Stores remains as chunks of their own, and points what referred to the old ones to these.
@@ -155,6 +179,9 @@ impl Store {
         let mut batch = Batch::default();
         let mut begun = Instant::now();
         for (number, one) in remains.iter().enumerate() {
+            if self.pool.space().lent > 0 {
+                break;
+            }
             self.read_remains(one, &mut batch)?;
             let is_last = number + 1 == remains.len();
             if is_last || batch.bytes >= MOVED_PER_CHANGE || batch.runs.len() >= RUNS_PER_CHANGE {
@@ -176,6 +203,7 @@ impl Store {
             Err(error) => return Err(error),
         };
         let mut plain = vec![0; bytes as usize];
+        self.cleaner.count_use();
         // What cannot be read stays, and whoever reads it is told.
         if self.read_chunk(remains.chunk, 0, &mut plain).is_err() {
             return Ok(());
@@ -205,10 +233,14 @@ impl Store {
         }
         let mut moving = Moving { store: self, rows: Vec::new() };
         self.write_moved(&mut moving.rows, Vec::new(), &parts, done)?;
-        for row in &moving.rows {
-            let mut ops = Vec::with_capacity(2 * row.chunks.len());
+        let changes = moving
+            .rows
+            .iter()
+            .flat_map(|row| row.chunks.chunks(RUNS_PER_CHANGE).map(move |some| (row, some)));
+        for (row, chunks) in changes {
+            let mut ops = Vec::with_capacity(2 * chunks.len());
             let mut moved = 0;
-            for (chunk, descriptor) in &row.chunks {
+            for (chunk, descriptor) in chunks {
                 let Run { inode, from } = runs[(chunk.0 - first) as usize];
                 let to = NewRef { chunk: *chunk, offset_in_chunk: 0, ..from };
                 ops.push(Op::NewChunk { chunk: *chunk, descriptor: *descriptor });
@@ -216,6 +248,7 @@ impl Store {
                 moved += u64::from(descriptor.charged_bytes);
             }
             self.commit(BranchId(0), ops, vec![row.dependency])?;
+            self.cleaner.count_use();
             done.moved_bytes += moved;
             done.remains_bytes += moved;
             Counters::add(&self.counters.moved_bytes, moved);

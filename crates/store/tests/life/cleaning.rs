@@ -3,7 +3,7 @@
 use super::{HEAD, assert_sound, format, mount, noise, options, read, write};
 use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng, Sequence};
 use aegisfs_device::{Device, MemoryDevice};
-use aegisfs_format::op::Op;
+use aegisfs_format::op::{NewRef, Op};
 use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
 use aegisfs_store::{Piece, Store, StoreError, create, open};
 use memchr::memmem;
@@ -47,7 +47,7 @@ fn overwrite(store: &Store, inode: InodeId, offset: usize, part: &[u8], contents
     contents.get_mut(&inode).unwrap()[offset..offset + part.len()].copy_from_slice(part);
 }
 
-/// Blocks of a file that fills most of a device are overwritten, many times as many as there is room for beside it: what
+/// Blocks of a file that fills most of a device are overwritten, more than there is room for beside it: what
 /// is left of chunks is not kept for the sake of a few of their blocks.
 #[test]
 fn a_file_that_nearly_fills_a_device_can_be_overwritten_block_by_block() {
@@ -65,7 +65,7 @@ fn a_file_that_nearly_fills_a_device_can_be_overwritten_block_by_block() {
         contents.insert(inode, data);
     }
     let mut written = 0;
-    while written < 2 * size {
+    while written < size {
         let room = store.reserve(64 * BLOCK as u64, 0).unwrap();
         for _ in 0..64 {
             let block = rng.below(((size - (8 << 20)) / BLOCK) as u64) as usize;
@@ -89,6 +89,63 @@ fn a_file_that_nearly_fills_a_device_can_be_overwritten_block_by_block() {
     assert!(missing < total as i64 / 16, "of {total} bytes {live} are used and {free} free");
     assert_reads(&store, &contents);
     assert_sound(&store);
+}
+
+/// Directories of tiny chunks take as much room as these; where nothing died, nothing is to be had.
+#[test]
+fn segments_full_of_tiny_chunks_are_left_alone() {
+    let rng = SeededRng::new(19);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    for batch in 0..40u64 {
+        let contents: Vec<_> = (0..3000).map(|_| noise(&rng, 72)).collect();
+        let pieces: Vec<_> = contents.iter().enumerate().map(|(n, data)| Piece::new(n, 0, data)).collect();
+        let mut ingested = store.ingest(contents.len(), &pieces, true).unwrap();
+        let references = std::mem::take(&mut ingested.references);
+        let refer = |(n, references)| {
+            let inode = InodeId(10 + batch * 3000 + n);
+            Op::Replace { inode, from: 0, to: 72, pending_up_to: Sequence(u64::MAX), references }
+        };
+        let ops = (0..).zip(references).map(refer).collect();
+        store.commit_ingested(HEAD, ingested, ops).unwrap();
+    }
+    let (candidates, bytes) = store.cleaning_candidates().unwrap();
+    assert_eq!((candidates, bytes), (vec![], 0));
+    assert_eq!(store.clean(u64::MAX).unwrap().segments, 0);
+    assert_sound(&store);
+}
+
+/// However many pieces a file is in, a checkpoint can store what they refer to.
+#[test]
+fn a_window_in_very_many_pieces_is_stored() {
+    const PIECES: u64 = 60_000;
+    let rng = SeededRng::new(20);
+    let device = format(256 << 20, &rng);
+    let store = mount(&device, &rng);
+    let mut ingested = store.ingest(1, &[Piece::new(0, 0, &noise(&rng, 16_000))], true).unwrap();
+    let mut references = std::mem::take(&mut ingested.references[0]);
+    let chunk = references[0].chunk;
+    let whole = |references| Op::Replace {
+        inode: InodeId(10),
+        from: 0,
+        to: 16_000,
+        pending_up_to: Sequence(u64::MAX),
+        references,
+    };
+    store.commit_ingested(HEAD, ingested, vec![whole(std::mem::take(&mut references))]).unwrap();
+    for first in (0..PIECES).step_by(10_000) {
+        let piece =
+            |n: u64| NewRef { offset: n * 16, length: 8, chunk, offset_in_chunk: (n * 8 % 8000) as u32 };
+        let references: Vec<_> = (first..first + 10_000).map(piece).collect();
+        let (from, to) = (first * 16, (first + 10_000) * 16);
+        let inode = InodeId(11);
+        let op = Op::Replace { inode, from, to, pending_up_to: Sequence(u64::MAX), references };
+        store.commit(HEAD, vec![op], Vec::new()).unwrap();
+    }
+    store.checkpoint().unwrap();
+    assert_eq!(u64::from(store.descriptor(chunk).unwrap().references), PIECES + 1);
+    drop(store);
+    assert_sound(&mount(&device, &rng));
 }
 
 #[test]

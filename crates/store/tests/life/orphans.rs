@@ -41,6 +41,7 @@ fn segment(state: SegmentState, placements: Vec<Placement>) -> Vec<u8> {
         opened: 0,
         rows: 0,
         forsaken_bytes: 0,
+        end: 0,
         placements,
     };
     value.encode()

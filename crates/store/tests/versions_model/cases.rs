@@ -44,6 +44,7 @@ fn open_numbered(number: u64) -> Op {
         opened: 0,
         rows: 0,
         forsaken_bytes: 0,
+        end: 0,
         placements: vec![(aegisfs_base::DeviceIndex(0), SlotIndex(1))],
     };
     Op::Put { table: Table::Segments, key: key::segment(SegmentId(number)).to_vec(), value: value.encode() }
@@ -92,7 +93,7 @@ fn hole(from: u64, to: u64, up_to: u64) -> Op {
 }
 
 fn seal() -> Op {
-    Op::SealSegment { segment: SegmentId(1), rows: 1 }
+    Op::SealSegment { segment: SegmentId(1), rows: 1, end: 8192 }
 }
 
 fn segment(tables: &MapTables) -> Option<Segment> {
@@ -195,35 +196,51 @@ fn run(offset: u64, length: u32, offset_in_chunk: u32) -> NewRef {
 
 #[test]
 fn what_is_left_of_a_chunk_is_forsaken_but_for_what_something_refers_to() {
+    const K: u64 = 10_000;
+    let large = |chunk| {
+        let mut descriptor = descriptor(1, 4096, 10 * K as u32);
+        (descriptor.plain_bytes, descriptor.frame.plain_bytes) = (20 * K as u32, 20 * K as u32);
+        Op::NewChunk { chunk: ChunkId(chunk), descriptor }
+    };
+    let run = |offset, length, in_chunk| run(offset * K, length * K as u32, in_chunk * K as u32);
+    let put = |from, references| {
+        let (from, to) = (from * K, (from + 20) * K);
+        Op::Replace { inode: FILE, from, to, pending_up_to: Sequence(0), references }
+    };
+    let hole = |from, to| hole(from * K, to * K, 0);
     let mut tables = pool();
-    commit(&mut tables, 1, vec![open_segment(), new_chunk(1), refer(1)]).unwrap();
+    commit(&mut tables, 1, vec![open_segment(), large(1), put(0, vec![run(0, 20, 0)])]).unwrap();
     let forsaken = |tables: &MapTables| segment(tables).map(|found| (found.live_bytes, found.forsaken_bytes));
-    assert_eq!(forsaken(&tables), Some((10, 0)));
-    // Two of twenty bytes are not worth counting.
-    commit(&mut tables, 2, vec![hole(4, 6, 0)]).unwrap();
-    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().referred_bytes), (Some((10, 0)), 18));
-    commit(&mut tables, 3, vec![hole(4, 14, 0)]).unwrap();
-    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().references), (Some((10, 5)), 2));
+    assert_eq!(forsaken(&tables), Some((10 * K, 0)));
+    // Two of twenty parts are not worth counting.
+    commit(&mut tables, 2, vec![hole(4, 6)]).unwrap();
+    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().referred_bytes), (Some((10 * K, 0)), 18 * K));
+    // Two new chunks cost something.
+    commit(&mut tables, 3, vec![hole(4, 14)]).unwrap();
+    let half = Some((10 * K, 5 * K - 2048));
+    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().references), (half, 2));
     // Another reference may be to the same bytes again.
-    let op =
-        |references| Op::Replace { inode: FILE, from: 40, to: 60, pending_up_to: Sequence(0), references };
-    commit(&mut tables, 4, vec![op(vec![run(40, 20, 0)])]).unwrap();
-    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().referred_bytes), (Some((10, 0)), 30));
-    commit(&mut tables, 5, vec![op(vec![])]).unwrap();
-    assert_eq!(forsaken(&tables), Some((10, 5)));
+    commit(&mut tables, 4, vec![put(40, vec![run(40, 20, 0)])]).unwrap();
+    assert_eq!((forsaken(&tables), chunk(&tables).unwrap().referred_bytes), (Some((10 * K, 0)), 30 * K));
+    commit(&mut tables, 5, vec![put(40, vec![])]).unwrap();
+    assert_eq!(forsaken(&tables), half);
     // The parts become chunks of their own, and nothing is left of the first.
-    let to = |offset, length, chunk| NewRef { offset, length, chunk: ChunkId(chunk), offset_in_chunk: 0 };
-    let repoint = |from, to| Op::Repoint { inode: FILE, from, references: vec![to] };
-    let ops = vec![
-        new_chunk(2),
-        new_chunk(3),
-        repoint(run(0, 4, 0), to(0, 4, 2)),
-        repoint(run(14, 6, 14), to(14, 6, 3)),
-    ];
+    let to = |from: NewRef, chunk| NewRef { chunk: ChunkId(chunk), offset_in_chunk: 0, ..from };
+    let repoint = |from, chunk| Op::Repoint { inode: FILE, from, references: vec![to(from, chunk)] };
+    let ops = vec![large(2), large(3), repoint(run(0, 4, 0), 2), repoint(run(14, 6, 14), 3)];
     let effects = commit(&mut tables, 6, ops).unwrap();
     assert_eq!((effects.born.len(), effects.died.len(), chunk(&tables)), (2, 1, None));
     // The new ones were said to be as large as the old one.
-    assert_eq!(forsaken(&tables), Some((20, 8 + 7)));
+    assert_eq!(forsaken(&tables), Some((20 * K, 8 * K - 1024 + 7 * K - 1024)));
+    // Many small parts cost more than they give back.
+    let holes = (0..100).map(|n| hole_at(140_000 + n * 600)).collect();
+    commit(&mut tables, 7, holes).unwrap();
+    assert_eq!(forsaken(&tables), Some((20 * K, 8 * K - 1024)));
+}
+
+/// A hole of 300 bytes.
+fn hole_at(from: u64) -> Op {
+    hole(from, from + 300, 0)
 }
 
 #[test]

@@ -230,7 +230,7 @@ impl World {
             // Sealing may stand anywhere in the change.
             let place = rng.below(ops.len() as u64 + 1) as usize;
             let opened = ops.iter().position(|op| matches!(op, Op::Put { .. })).map_or(0, |at| at + 1);
-            ops.insert(place.max(opened), Op::SealSegment { segment: self.segment, rows: 3 });
+            ops.insert(place.max(opened), Op::SealSegment { segment: self.segment, rows: 3, end: 8192 });
             self.commit(branch, ops)?;
             self.segment_is_open = false;
             self.segment = self.segment.next();
@@ -308,7 +308,7 @@ impl World {
         let stored = self.tables.get(Table::Chunks, &key::chunk(chunk)).unwrap().expect("it is alive");
         let now = Descriptor::decode(&stored).unwrap().expect("it is alive");
         let frame = FramePlace { segment: self.segment, ..now.frame };
-        let charged_bytes = 1 + rng.below(1000) as u32;
+        let charged_bytes = 1 + rng.below(200_000) as u32;
         let slot_offset = now.frame.slot_offset + u32::from(rng.below(5) == 0);
         let descriptor = Descriptor { frame, charged_bytes, references: 0, ..now };
         ops.push(Op::MoveChunk { chunk, from: (now.frame.segment, slot_offset), descriptor });
@@ -372,6 +372,7 @@ impl World {
                 opened: self.sequence.0,
                 rows: 0,
                 forsaken_bytes: 0,
+                end: 0,
                 placements: vec![Default::default()],
             };
             let key = key::segment(self.segment).to_vec();
@@ -394,7 +395,7 @@ impl World {
             frame,
             offset_in_frame: 0,
             plain_bytes: CHUNK_BYTES_MAX as u32,
-            charged_bytes: 1 + rng.below(1000) as u32,
+            charged_bytes: 1 + rng.below(200_000) as u32,
             references: 0,
             referred_bytes: 0,
             damaged: false,

@@ -54,7 +54,8 @@ fn overwritten(store: &Store) -> (Vec<u8>, Vec<Remains>) {
     replace(store, 4000, &[7; 8000]);
     data[4000..12_000].fill(7);
     let segment = store.descriptor(old).unwrap().frame.segment;
-    let remains = store.find_remains(&HashSet::from([segment])).unwrap();
+    let (remains, is_all) = store.find_remains(&HashSet::from([segment])).unwrap();
+    assert!(is_all);
     assert_eq!(remains.len(), 1);
     assert_eq!((remains[0].chunk, remains[0].references, remains[0].runs.len()), (old, 2, 2));
     (data, remains)
