@@ -175,6 +175,7 @@ fn descriptor(references: u32) -> Descriptor {
         plain_bytes: 20,
         charged_bytes: 10,
         references,
+        referred_bytes: 77,
         damaged: false,
         hash: [3; 32],
     }
@@ -182,7 +183,9 @@ fn descriptor(references: u32) -> Descriptor {
 
 /// Every operation once.
 fn operations() -> Vec<Op> {
-    let references = vec![NewRef { offset: 5, length: 20, chunk: ChunkId(4), offset_in_chunk: 0 }];
+    let run = NewRef { offset: 5, length: 20, chunk: ChunkId(4), offset_in_chunk: 0 };
+    let references = vec![run];
+    let anew = vec![NewRef { chunk: ChunkId(5), ..run }];
     vec![
         Op::Put { table: Table::Config, key: b"k".to_vec(), value: b"\0v".to_vec() },
         Op::Delete { table: Table::Config, key: b"k".to_vec() },
@@ -192,6 +195,8 @@ fn operations() -> Vec<Op> {
         Op::Replace { inode: InodeId(2), from: 5, to: 30, pending_up_to: Sequence(9), references },
         Op::Pending { inode: InodeId(2), offset: 1, bytes: b"pending".to_vec() },
         Op::SealSegment { segment: SegmentId(1), rows: 3, end: 9000 },
+        Op::MoveChunk { chunk: ChunkId(4), from: (SegmentId(9), 8192), descriptor: descriptor(0) },
+        Op::Repoint { inode: InodeId(2), from: run, references: anew },
     ]
 }
 
