@@ -187,7 +187,8 @@ impl Store {
         let mut problem = None;
         let stuck = self.cleaner.stuck.lock().clone();
         let kept = self.cleaner.kept.lock().clone();
-        let mut known = HashSet::new();
+        // Those that are not found any more.
+        let mut gone = kept.clone();
         let no_more_chunks = self.pool.space().lent > 0;
         self.view().scan(Table::Segments, &[], None, &mut |key, stored| {
             let (Some(id), Ok(mut segment)) = (key.first_chunk::<8>(), Segment::decode(stored)) else {
@@ -195,9 +196,7 @@ impl Store {
                 return ControlFlow::Break(());
             };
             let segment_id = SegmentId(u64::from_be_bytes(*id));
-            if kept.contains(&segment_id) {
-                known.insert(segment_id);
-            }
+            gone.remove(&segment_id);
             if no_more_chunks || kept.contains(&segment_id) {
                 segment.forsaken_bytes = 0;
             }
@@ -214,7 +213,7 @@ impl Store {
         if let Some(problem) = problem {
             return Err(problem);
         }
-        self.cleaner.kept.lock().retain(|segment| known.contains(segment));
+        self.cleaner.kept.lock().retain(|segment| !gone.contains(segment));
         let now = self.last_sequence().0;
         found.sort_by(|a, b| b.worth(now).total_cmp(&a.worth(now)).then(a.segment.cmp(&b.segment)));
         Ok((found, dead))
@@ -556,7 +555,7 @@ impl Store {
     }
 }
 
-/// What moving what is referred to of a segment gives back of its slots, as far as can be told: what died of what was
+/// What moving the living parts of a segment gives back of its slots, as far as can be told: what died of what was
 /// written, with the part of its directories, and what was never written to because the segment was sealed early.
 fn dead_bytes(room: u64, segment: &Segment) -> u64 {
     let written = segment.written_bytes.max(1);

@@ -347,7 +347,7 @@ fn decode(place: &FramePlace, stored: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{Piece, StoreOptions, create, open};
     use aegisfs_base::sabotage::without;
@@ -356,10 +356,10 @@ mod tests {
     use aegisfs_format::op::Op;
     use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
 
-    fn mirrored() -> Store {
-        let devices: Vec<Arc<dyn Device>> = ["one", "two"]
-            .map(|name| Arc::new(MemoryDevice::new(name, 256 << 20)) as Arc<dyn Device>)
-            .to_vec();
+    /// A new store on mirrored devices in memory.
+    pub(crate) fn store_on(names: &[&str]) -> Store {
+        let device = |name: &&str| Arc::new(MemoryDevice::new(*name, 256 << 20)) as Arc<dyn Device>;
+        let devices: Vec<_> = names.iter().map(device).collect();
         let rng = SeededRng::new(1);
         let pool =
             Pool::create(devices.clone(), &CreateOptions::default(), &ManualClock::default(), &rng).unwrap();
@@ -372,7 +372,7 @@ mod tests {
     /// A slot that a chunk has left may be anybody's.
     #[test]
     fn a_chunk_that_moved_is_not_healed_where_it_was() {
-        let store = mirrored();
+        let store = store_on(&["one", "two"]);
         let data: Vec<u8> = (0..20_000u32).map(|n| ((n * n) >> 7) as u8).collect();
         let mut ingested = store.ingest(1, &[Piece::new(0, 0, &data)], true).unwrap();
         let references = std::mem::take(&mut ingested.references[0]);

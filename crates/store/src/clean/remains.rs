@@ -80,8 +80,8 @@ impl Store {
             return Ok(Some(1));
         }
         let group = &candidates[..enough.unwrap_or(candidates.len())];
-        let segments: HashSet<_> =
-            group.iter().filter(|candidate| candidate.forsaken_bytes > 0).map(|c| c.segment).collect();
+        let with_remains = || group.iter().filter(|candidate| candidate.forsaken_bytes > 0);
+        let segments: HashSet<_> = with_remains().map(|candidate| candidate.segment).collect();
         if segments.is_empty() {
             return Ok(Some(group.len()));
         }
@@ -101,7 +101,7 @@ impl Store {
         }
         // What is still forsaken there cannot be had, but for a little that others have overwritten since.
         let mut kept = self.cleaner.kept.lock();
-        for candidate in group.iter().filter(|candidate| segments.contains(&candidate.segment)) {
+        for candidate in with_remains() {
             let left = self.read_segment(candidate.segment)?.map_or(0, |segment| segment.forsaken_bytes);
             if left > candidate.forsaken_bytes / 2 {
                 kept.insert(candidate.segment);

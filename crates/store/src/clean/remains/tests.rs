@@ -1,25 +1,13 @@
 //! What happens between the walk and the change.
 
 use super::*;
-use crate::{Piece, StoreOptions, create, open};
+use crate::Piece;
+use crate::read::tests::store_on;
 use aegisfs_base::sabotage::{Edge, without};
-use aegisfs_base::{ManualClock, Rng, SeededRng, Sequence};
-use aegisfs_device::{Device, MemoryDevice};
-use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
-use std::sync::Arc;
+use aegisfs_base::{Rng, SeededRng, Sequence};
 
 const FILE: InodeId = InodeId(10);
 const OTHER: InodeId = InodeId(11);
-
-fn store() -> Store {
-    let devices: Vec<Arc<dyn Device>> = vec![Arc::new(MemoryDevice::new("one", 256 << 20))];
-    let (clock, rng) = (ManualClock::default(), SeededRng::new(1));
-    let pool = Pool::create(devices.clone(), &CreateOptions::default(), &clock, &rng).unwrap();
-    create(&pool, &[]).unwrap();
-    let (pool, _) = Pool::open(devices, OpenOptions::default()).unwrap();
-    let options = StoreOptions { workers: 0, ..StoreOptions::default() };
-    open(pool, &options, Arc::new(clock), &rng).unwrap().0
-}
 
 fn replace(store: &Store, offset: u64, data: &[u8]) {
     let mut ingested = store.ingest(1, &[Piece::new(0, offset, data)], true).unwrap();
@@ -69,7 +57,7 @@ fn store_remains(store: &Store, remains: &[Remains]) {
 
 #[test]
 fn what_is_left_of_a_chunk_becomes_chunks_of_their_own() {
-    let store = store();
+    let store = store_on(&["one"]);
     let (data, remains) = overwritten(&store);
     store_remains(&store, &remains);
     assert!(matches!(store.descriptor(remains[0].chunk), Err(StoreError::StaleChunk { .. })));
@@ -81,7 +69,7 @@ fn what_is_left_of_a_chunk_becomes_chunks_of_their_own() {
 #[test]
 fn what_is_overwritten_meanwhile_is_left_alone() {
     let overwritten_meanwhile = || {
-        let store = store();
+        let store = store_on(&["one"]);
         let (mut data, remains) = overwritten(&store);
         replace(&store, 0, &[9; 3000]);
         data[..3000].fill(9);
@@ -95,7 +83,7 @@ fn what_is_overwritten_meanwhile_is_left_alone() {
 /// A clone that is made meanwhile keeps the old chunk.
 #[test]
 fn who_comes_to_refer_to_it_meanwhile_keeps_it() {
-    let store = store();
+    let store = store_on(&["one"]);
     let (data, remains) = overwritten(&store);
     let references = window(&store, FILE).into_iter().map(|reference| NewRef {
         offset: u64::from(reference.offset),
