@@ -5,6 +5,8 @@
 #   AEGISFS_LONG             1 for the long run
 #   AEGISFS_MOUNT_OPTIONS    how to mount; `defaults` unless given
 #
+# IMAGES are the devices of the filesystem.
+#
 # Whatever touches the mount runs under `within SECONDS`, because a filesystem that hangs must not hang its test.
 # Processes are ended by their numbers, which the script that started them knows.
 
@@ -16,6 +18,9 @@ MOUNT_OPTIONS=${AEGISFS_MOUNT_OPTIONS:-defaults}
 NAME=$(basename "$0" .sh)
 SOURCES=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 FOLDER=
+IMAGES=()
+# Disks that nbdfuse shows, each in a folder of its own.
+DISKS=()
 # The daemon of the present mount, and whatever else was started and not waited for.
 DAEMON=
 STARTED=()
@@ -85,7 +90,7 @@ ends() {
 is_mounted() { findmnt --noheadings --mountpoint "$MNT" > /dev/null; }
 
 clean_up() {
-    local status=$? pid
+    local status=$? pid disk
     trap - EXIT ERR
     set +e
     for pid in "${STARTED[@]}"; do
@@ -100,6 +105,9 @@ clean_up() {
         kill -KILL "$DAEMON" 2> /dev/null
         ends "$DAEMON" 5
     fi
+    for disk in "${DISKS[@]}"; do
+        mountpoint -q "$disk" && timeout 20 umount --lazy "$disk"
+    done
     for pid in "${STARTED[@]}"; do
         ends "$pid" 5 || kill -KILL "$pid" 2> /dev/null
     done
@@ -107,8 +115,8 @@ clean_up() {
     exit "$status"
 }
 
-# Makes the folder: IMAGE will be the filesystem, MNT its mount point, HOST a folder outside of it.
-begin() {
+# Makes the folder: MNT is a mount point, HOST a folder outside of it.
+prepare() {
     [[ $(id -u) == 0 && -e /dev/fuse ]] || skip "needs root and /dev/fuse"
     need timeout findmnt rsync python3
     FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/aegisfs-$NAME.XXXXXX")
@@ -122,13 +130,20 @@ begin() {
     # Others than root have to get through.
     chmod 755 "$FOLDER"
     mkdir "$MNT" "$HOST"
+}
+
+# The same with an image file, formatted and mounted.
+begin() {
+    prepare
+    IMAGES=("$IMAGE")
     within 60 "$AEGISFS" format --size "$1" "$IMAGE" > /dev/null
     attach
 }
 
 attach() {
-    within 120 "$AEGISFS" mount -o "$MOUNT_OPTIONS" "$IMAGE" "$MNT"
-    DAEMON=$(timeout 60 "$AEGISFS" --json status "$MNT" | sed -n 's/.*"pid":\([0-9]*\).*/\1/p')
+    within 120 "$AEGISFS" mount -o "$MOUNT_OPTIONS" "${IMAGES[@]}" "$MNT"
+    # A pool that lacks a device says so by its exit code as well.
+    DAEMON=$({ timeout 60 "$AEGISFS" --json status "$MNT" || true; } | sed -n 's/.*"pid":\([0-9]*\).*/\1/p')
     [[ -n $DAEMON ]] || fail "the status tells no process"
 }
 
@@ -174,7 +189,7 @@ let_them_work() {
 }
 
 check() {
-    within 600 "$AEGISFS" check "$IMAGE" > "$FOLDER/check" 2>&1 ||
+    within 600 "$AEGISFS" check "${IMAGES[@]}" > "$FOLDER/check" 2>&1 ||
         fail "check found something: $(cat "$FOLDER/check")"
 }
 
@@ -184,6 +199,33 @@ finish() {
     detach
     check
     say "ok"
+}
+
+# A disk of so many bytes that fails every read and write while $HOST/fail-NAME is there. Its path is DISK.
+failing_disk() {
+    local name=$1 bytes=$2 n
+    mkdir "$FOLDER/$name"
+    truncate -s "$bytes" "$HOST/$name.img"
+    nbdfuse "$FOLDER/$name" --command nbdkit -s --exit-with-parent --filter=error file "$HOST/$name.img" \
+        error=EIO error-rate=100% error-file="$HOST/fail-$name" 2> "$HOST/$name.log" &
+    STARTED+=($!)
+    DISKS+=("$FOLDER/$name")
+    DISK=$FOLDER/$name/nbd
+    for ((n = 0; n < 200; n++)); do
+        [[ -e $DISK ]] && return 0
+        sleep 0.05
+    done
+    fail "nbdfuse shows no disk: $(cat "$HOST/$name.log")"
+}
+
+# Waits until every device takes part again.
+until_whole() {
+    local n
+    for ((n = 0; n < 1200; n++)); do
+        timeout 60 "$AEGISFS" status "$MNT" > "$FOLDER/status" && return 0
+        sleep 0.1
+    done
+    fail "not every device takes part: $(cat "$FOLDER/status")"
 }
 
 # Fails unless two trees agree in everything: bytes, names, links, owners, modes, times, attributes, ACLs.

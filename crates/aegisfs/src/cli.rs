@@ -18,7 +18,7 @@ pub(crate) struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a filesystem on a block device, a partition or an image file.
+    /// Make a filesystem on block devices, partitions or image files.
     #[command(visible_alias = "mkfs")]
     Format(FormatArgs),
     /// Mount a filesystem; returns once it answers.
@@ -44,6 +44,9 @@ pub(crate) enum Command {
     /// Give back the room of what was deleted or overwritten among what is still used.
     #[command(visible_alias = "gc", subcommand)]
     Clean(CleanCommand),
+    /// Read everything on every device, and write anew what rotted from what did not.
+    #[command(visible_alias = "scrub-daemon", subcommand)]
+    Scrub(ScrubCommand),
     /// Have the device forget what freed slots held, so that an image file is small again and a disk knows its free room.
     #[command(subcommand)]
     Trim(TrimCommand),
@@ -84,11 +87,17 @@ pub(crate) enum Command {
         /// The mount point.
         mount: PathBuf,
     },
-    /// Verify everything on a device that is not mounted.
+    /// Verify everything on a pool that is not mounted.
     #[command(visible_alias = "fsck")]
     Check {
-        /// The device or image file, LABEL= or UUID=.
-        device: PathBuf,
+        /// Any of its devices or image files, LABEL= or UUID=; the others are looked for.
+        #[arg(required = true)]
+        devices: Vec<PathBuf>,
+    },
+    /// Look for pools: on all block devices, in image files that were used here, and in those of some folders.
+    Scan {
+        /// Folders with image files, which are remembered.
+        folders: Vec<PathBuf>,
     },
     /// Show what stands on a device that is not mounted, for whoever debugs or writes another reader.
     Inspect(InspectArgs),
@@ -123,6 +132,55 @@ pub(crate) enum CleanCommand {
     /// Say how much cleaning may take from those who read and write: low, medium or high.
     Intensity {
         /// The intensity, until the mount ends; the setting clean.intensity says with which it begins.
+        #[arg(value_parser = ["low", "medium", "high"])]
+        intensity: String,
+        /// The mount point.
+        mount: PathBuf,
+    },
+}
+
+/// What a scrub is told.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    /// Begin one; it goes on in the background, and at the next mount if this one ends before.
+    Start {
+        /// Only say what is damaged.
+        #[arg(long)]
+        dry_run: bool,
+        /// Wait until it is done, and tell how far it is; it goes on when this command is interrupted.
+        #[arg(long)]
+        wait: bool,
+        /// How much it may take from those who read and write meanwhile.
+        #[arg(long, value_parser = ["low", "medium", "high"])]
+        intensity: Option<String>,
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// How far it is, or what the last one found.
+    Status {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Have it wait, also over mounts, until it is told to go on.
+    Pause {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Go on.
+    Resume {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// End it.
+    #[command(visible_alias = "stop")]
+    Cancel {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Say how much it may take from those who read and write, until the mount ends.
+    #[command(visible_alias = "set-intensity")]
+    Intensity {
+        /// The intensity: 16 MiB a second while others read or write, 64, or all there is.
         #[arg(value_parser = ["low", "medium", "high"])]
         intensity: String,
         /// The mount point.
@@ -196,14 +254,15 @@ pub(crate) struct InspectArgs {
     /// Only this segment: every row with the chunks in its cells, read and verified.
     #[arg(long, value_name = "NUMBER")]
     pub(crate) segment: Option<u64>,
-    /// The device or image file, LABEL= or UUID=.
-    pub(crate) device: PathBuf,
+    /// Any of the pool's devices or image files, LABEL= or UUID=; the others are looked for.
+    #[arg(required = true)]
+    pub(crate) devices: Vec<PathBuf>,
 }
 
 /// Arguments of `format`.
 #[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
-    /// Create an image file of this size (1G is 1 GiB, 1GB is 10^9 bytes).
+    /// Create image files of this size (1G is 1 GiB, 1GB is 10^9 bytes).
     #[arg(long)]
     pub(crate) size: Option<String>,
     /// A name for people.
@@ -218,8 +277,12 @@ pub(crate) struct FormatArgs {
     /// Destroy whatever is on the device.
     #[arg(long, short = 'f')]
     pub(crate) force: bool,
-    /// The device, partition or image file.
-    pub(crate) device: PathBuf,
+    /// How much may be lost: single, nothing; mirror:N, all but one of N copies. mirror:2 if there are several devices.
+    #[arg(long, value_name = "REDUNDANCY")]
+    pub(crate) redundancy: Option<String>,
+    /// The devices, partitions or image files.
+    #[arg(required = true, value_name = "DEVICE")]
+    pub(crate) devices: Vec<PathBuf>,
 }
 
 /// Arguments of `mount`.
@@ -237,10 +300,10 @@ pub(crate) struct MountArgs {
     /// A setting for this mount, such as log.sync_interval_ms=200.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) settings: Vec<String>,
-    /// The device, partition or image file, LABEL= or UUID=; for -o remount it may be left out.
-    pub(crate) device: PathBuf,
-    /// The directory to mount on.
-    pub(crate) mount: Option<PathBuf>,
+    /// Any or all devices of a pool, LABEL= or UUID=, and the directory to mount on; for -o remount only the directory. Those
+    /// that are not named are looked for.
+    #[arg(required = true, value_name = "DEVICE... MNT")]
+    pub(crate) places: Vec<PathBuf>,
 }
 
 /// Arguments of `umount`.

@@ -7,6 +7,8 @@ mod inspect;
 pub(crate) mod mount;
 mod orphans;
 mod remount;
+mod scan;
+mod scrub;
 mod status;
 mod sync;
 mod trim;
@@ -61,12 +63,14 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::NullMount { mount, io_uring } => null_mount(&mount, io_uring),
         Command::Clean(command) => clean::run(&command, json),
+        Command::Scrub(command) => scrub::run(&command, json),
         Command::Trim(command) => trim::run(&command, json),
         Command::Orphans(command) => orphans::run(&command, json),
         Command::DetectOrphans { mount } => orphans::run(&OrphansCommand::List { mount }, json),
         Command::CleanupOrphans(args) => orphans::run(&OrphansCommand::Clean(args), json),
         Command::OrphanStats { mount } => orphans::run(&OrphansCommand::Stats { mount }, json),
-        Command::Check { device } => check::run(&device, json),
+        Command::Check { devices } => check::run(&devices, json),
+        Command::Scan { folders } => scan::run(&folders, json),
         Command::Inspect(args) => inspect::run(&args, json),
     }
 }

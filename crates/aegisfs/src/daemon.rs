@@ -1,7 +1,10 @@
 //! The daemon: a mounted filesystem from the first opening of its devices to the last checkpoint.
 
+mod members;
 mod reclaim;
+mod scrubbing;
 
+use crate::commands::format::describe_redundancy as redundancy_name;
 use crate::control::{Server, Service};
 use crate::failure::{Exit, Failure};
 use crate::mount_options::Options;
@@ -11,7 +14,9 @@ use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_device::Device;
 use aegisfs_fs::{Flusher, Fs, FsOptions};
 use aegisfs_fuse::{FsFace, Mount, MountEntry, MountOptions, Session, SessionOptions};
-use aegisfs_store::{CleanerThread, Intensity, Store, StoreOptions, TrimThread};
+use aegisfs_store::{
+    CleanerThread, Intensity, ReturnThread, ScrubThread, Store, StoreOptions, TrimThread, UpkeepThread,
+};
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -37,7 +42,8 @@ struct Daemon {
     fs: Arc<Fs>,
     store: Arc<Store>,
     session: Session<FsFace>,
-    device: PathBuf,
+    /// The members that are there, the one that the mount is named after first.
+    members: Vec<PathBuf>,
     mount: PathBuf,
     log: PathBuf,
     settings: Settings,
@@ -66,7 +72,8 @@ impl Daemon {
             "mount_options": entry.map(|entry| entry.options),
             "settings": self.settings.describe(),
         });
-        output::put_path(&mut answer, "device", &self.device);
+        output::put_path(&mut answer, "device", &self.members[0]);
+        output::put_paths(&mut answer, "devices", self.members.iter().map(PathBuf::as_path));
         output::put_path(&mut answer, "mount", &self.mount);
         output::put_path(&mut answer, "log", &self.log);
         if let Some(file) = self.settings.file() {
@@ -110,10 +117,12 @@ impl Service for Daemon {
             "chunk_cache": { "hits": hits, "misses": misses },
             "lock_waits": aegisfs_fs::lock_waits().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
             "hottest_files": hottest,
+            "redundancy": redundancy_name(self.store.pool().redundancy()),
             "metadata_pages_healed": self.store.pages_healed(),
             "metadata_pages_written": self.store.pages_written(),
             "checkpoints": self.store.counters().checkpoints.load(std::sync::atomic::Ordering::Relaxed),
         });
+        members::describe(&self.store, &mut answer);
         if let (Value::Object(all), Value::Object(mount)) = (&mut answer, self.describe_mount()) {
             all.extend(mount);
         }
@@ -158,6 +167,14 @@ impl Service for Daemon {
         Ok(())
     }
 
+    fn scrubbing(&self) -> Result<Value, String> {
+        scrubbing::describe(&self.store).map_err(|error| error.to_string())
+    }
+
+    fn scrub(&self, order: &str) -> Result<(), String> {
+        scrubbing::order(&self.store, order)
+    }
+
     fn trimming(&self) -> Value {
         reclaim::trimming(&self.store)
     }
@@ -191,6 +208,9 @@ struct Running {
     service: Option<aegisfs_store::Service>,
     cleaner: Option<CleanerThread>,
     trimmer: Option<TrimThread>,
+    upkeep: Option<UpkeepThread>,
+    returner: Option<ReturnThread>,
+    scrubber: Option<ScrubThread>,
     daemon: Arc<Daemon>,
 }
 
@@ -218,14 +238,14 @@ impl Ending {
 /// # Errors
 /// When the filesystem cannot be opened or mounted.
 pub(crate) fn run(
-    device: &Path,
+    named: &[PathBuf],
     mount: &Path,
     options: &Options,
     settings: Settings,
     log: &Path,
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
-    let (daemon, ending) = start(device, mount, options, settings, log)?;
+    let (daemon, ending) = start(named, mount, options, settings, log)?;
     let signals = watch_signals(&daemon)?;
     ready();
     tracing::info!(mount = %mount.display(), "mounted");
@@ -244,15 +264,24 @@ pub(crate) fn run(
 }
 
 fn start(
-    device: &Path,
+    named: &[PathBuf],
     mount: &Path,
     options: &Options,
     mut settings: Settings,
     log: &Path,
 ) -> Result<(Arc<Daemon>, Arc<Ending>), Failure> {
     let read_only = options.kernel.read_only;
-    let disk = devices::open(device, read_only)?;
-    let (pool, opening) = devices::open_pool_on(&disk, read_only, options.degraded)?;
+    let members = devices::open_members(named, read_only)?;
+    let (pool, opening) = devices::open_pool_on(&members, read_only, options.degraded)?;
+    let disk = Arc::clone(&members[0].device);
+    let members: Vec<PathBuf> = members.into_iter().map(|member| member.path).collect();
+    members.iter().for_each(|path| devices::remember(path));
+    for missing in opening.missing.iter().chain(&opening.absent) {
+        tracing::warn!(device = missing, "a device of the pool is missing");
+    }
+    for stale in &opening.stale {
+        tracing::warn!(device = stale, "a device was left out, and lacks what was written without it");
+    }
     if opening.dirty {
         tracing::info!("it was not unmounted the last time; the log is replayed");
     }
@@ -286,11 +315,16 @@ fn start(
     store.set_cleaning_bandwidth(settings.cleaning_bandwidth());
     let cleaner = writable.then(|| CleanerThread::start(Arc::clone(&store))).transpose()?;
     let trimmer = writable.then(|| TrimThread::start(Arc::clone(&store))).transpose()?;
+    let upkeep = writable.then(|| UpkeepThread::start(Arc::clone(&store), settings.upkeep())).transpose()?;
+    // Whoever was away may be back, or something written while it was.
+    let is_several = writable && store.pool().member_states().len() > 1;
+    let returner = is_several.then(|| ReturnThread::start(Arc::clone(&store))).transpose()?;
+    let scrubber = writable.then(|| ScrubThread::start(Arc::clone(&store))).transpose()?;
     let flusher = writable.then(|| Flusher::start(Arc::clone(&fs), FLUSHERS)).transpose()?;
     let mut kernel = options.kernel.clone();
     kernel.read_only = !writable;
     let fuseblk = settings.fuseblk(options.fuseblk.as_deref())?;
-    let (mounted, connection, block) = attach(&*disk, device, mount, kernel, fuseblk)?;
+    let (mounted, connection, block) = attach(&*disk, &members[0], mount, kernel, fuseblk)?;
     let idle_class = settings.idle_class();
     let session_options = SessionOptions { writeback, rings, idle_class, ..SessionOptions::default() };
     let ending = Arc::<Ending>::default();
@@ -307,7 +341,7 @@ fn start(
         fs,
         store,
         session,
-        device: std::fs::canonicalize(device)?,
+        members,
         mount: mount.to_owned(),
         log: log.to_owned(),
         settings,
@@ -318,7 +352,17 @@ fn start(
     });
     let _ = std::fs::remove_file(places::last_words(&uuid));
     let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
-    let running = Running { server, flusher, service, cleaner, trimmer, daemon: Arc::clone(&daemon) };
+    let running = Running {
+        server,
+        flusher,
+        service,
+        cleaner,
+        trimmer,
+        upkeep,
+        returner,
+        scrubber,
+        daemon: Arc::clone(&daemon),
+    };
     *ending.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
     Ok((daemon, ending))
 }
@@ -415,11 +459,14 @@ fn settle_kernel(mounted: &Mount, bound: bool) {
 
 /// Ends in order: everything written out, one last checkpoint, nobody to talk to any more.
 fn finish(running: Running, held: bool) -> Result<(), Failure> {
-    let Running { server, flusher, service, cleaner, trimmer, daemon } = running;
+    let Running { server, flusher, service, cleaner, trimmer, upkeep, returner, scrubber, daemon } = running;
     // The kernel ended the connection without a word, and may have let go of the device already.
     if daemon.block && !held {
         guard(&daemon)?;
     }
+    drop(scrubber);
+    drop(returner);
+    drop(upkeep);
     drop(trimmer);
     drop(cleaner);
     drop(flusher);

@@ -2,14 +2,18 @@
 
 mod tags;
 
-use crate::control;
 use crate::failure::{Exit, Failure};
+use crate::{control, places};
+use aegisfs_base::Uuid;
 use aegisfs_device::{Device, InUse, OpenOptions};
+use aegisfs_format::superblock::{DeviceEntry, Superblock};
 use aegisfs_pool::{Opening, Pool};
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-pub(crate) use tags::{is_tag, remember, resolve};
+pub(crate) use tags::{is_tag, read_superblock, remember, resolve};
 
 /// How long a command waits for another one to let go of a device.
 const WAIT: Duration = Duration::from_secs(30);
@@ -64,25 +68,86 @@ pub(crate) fn in_use(path: &Path) -> Result<Option<InUse>, Failure> {
     }
 }
 
-/// Opens the pool that a device belongs to.
-pub(crate) fn open_pool(
-    path: &Path,
-    read_only: bool,
-    degraded: bool,
-) -> Result<(Arc<Pool>, Opening), Failure> {
-    open_pool_on(&open(path, read_only)?, read_only, degraded)
+/// A device of a pool, open.
+pub(crate) struct Member {
+    pub(crate) path: PathBuf,
+    pub(crate) device: Arc<dyn Device>,
 }
 
-/// Opens the pool on a device.
+/// Opens devices, and all others of the same pool that can be found: where the pool saw them last, among the block devices
+/// of this machine, or among the image files that were used here or scanned for.
+///
+/// # Errors
+/// When one that was named, or one that was found, cannot be opened.
+pub(crate) fn open_members(named: &[PathBuf], read_only: bool) -> Result<Vec<Member>, Failure> {
+    let open_one = |path: &Path| -> Result<Member, Failure> {
+        let path = places::canonical(path);
+        let device = open(&path, read_only)?;
+        Ok(Member { path, device })
+    };
+    let mut members: Vec<Member> = Vec::new();
+    for path in named {
+        if members.iter().any(|member| member.path == places::canonical(path)) {
+            return Err(Failure::usage(format!("{} is named twice", path.display())));
+        }
+        members.push(open_one(path)?);
+    }
+    for path in others_of(named) {
+        members.push(open_one(&path)?);
+    }
+    Ok(members)
+}
+
+/// Where the other members of the pool are, as far as they can be found.
+fn others_of(named: &[PathBuf]) -> Vec<PathBuf> {
+    let blocks: Vec<Superblock> = named.iter().filter_map(|path| tags::read_superblock(path)).collect();
+    let Some(newest) = blocks.iter().max_by_key(|block| block.generation) else { return Vec::new() };
+    let is_named = |uuid: Uuid| blocks.iter().any(|block| own_uuid(block) == uuid);
+    let wanted: Vec<&DeviceEntry> = newest.devices.iter().filter(|entry| !is_named(entry.uuid)).collect();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let is_one = |path: &Path, uuid: Uuid| {
+        tags::read_superblock(path).is_some_and(|block| block.pool == newest.pool && own_uuid(&block) == uuid)
+    };
+    // An image that a loop device is attached to would be found twice: block devices come first.
+    let known = known();
+    let find = |entry: &DeviceEntry| {
+        let last = PathBuf::from(OsStr::from_bytes(&entry.path));
+        std::iter::once(&last).chain(&known).find(|path| is_one(path, entry.uuid)).cloned()
+    };
+    wanted.into_iter().filter_map(find).collect()
+}
+
+/// Where devices are looked for: block devices, and image files that were used here or scanned for.
+pub(crate) fn known() -> Vec<PathBuf> {
+    tags::block_devices().into_iter().chain(tags::images()).collect()
+}
+
+/// The device that a superblock was read from.
+pub(crate) fn own_uuid(block: &Superblock) -> Uuid {
+    block.devices.get(usize::from(block.device.0)).map_or(Uuid([0; 16]), |entry| entry.uuid)
+}
+
+/// Opens the pool on its members.
 pub(crate) fn open_pool_on(
-    device: &Arc<dyn Device>,
+    members: &[Member],
     read_only: bool,
     degraded: bool,
 ) -> Result<(Arc<Pool>, Opening), Failure> {
-    let read_only = read_only || device.read_only();
+    let read_only = read_only || members.iter().any(|member| member.device.read_only());
     let options = aegisfs_pool::OpenOptions { read_only, degraded };
-    Pool::open(vec![Arc::clone(device)], options).map_err(|error| {
+    let devices = members.iter().map(|member| Arc::clone(&member.device)).collect();
+    Pool::open(devices, options).map_err(|error| {
         let failure = Failure::from(error);
         if failure.code == "E_POOL" { Failure { exit: Exit::Failed, ..failure } } else { failure }
     })
+}
+
+/// What the command line names, as paths; several names may lead to one pool.
+///
+/// # Errors
+/// As [`resolve`].
+pub(crate) fn resolve_all(words: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    words.iter().map(|word| resolve(word)).collect()
 }

@@ -10,6 +10,8 @@ pub(crate) enum Exit {
     Failed = 1,
     /// It was asked wrongly.
     Usage = 2,
+    /// It works, with less redundancy than it should have.
+    Degraded = 3,
     /// Damage is left.
     Damage = 4,
     /// What was named is not there.

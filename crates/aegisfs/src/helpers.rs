@@ -34,21 +34,14 @@ pub(crate) fn mount() -> ExitCode {
             _ => places.push(PathBuf::from(word)),
         }
     }
-    let [device, mount] = &places[..] else {
+    if places.len() < 2 {
         eprintln!("usage: mount.aegisfs DEVICE MNT [-sfnvr] [-o OPTIONS]");
         return MOUNT_USAGE.into();
-    };
+    }
     if fake {
         return ExitCode::SUCCESS;
     }
-    let args = MountArgs {
-        options,
-        foreground: false,
-        config: None,
-        settings: Vec::new(),
-        device: device.clone(),
-        mount: Some(mount.clone()),
-    };
+    let args = MountArgs { options, foreground: false, config: None, settings: Vec::new(), places };
     match commands::mount::mount(&args) {
         Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -58,7 +51,7 @@ pub(crate) fn mount() -> ExitCode {
     }
 }
 
-/// `mkfs.aegisfs [-L LABEL] [-f] DEVICE`.
+/// `mkfs.aegisfs [-L LABEL] [-f] DEVICE...`.
 pub(crate) fn mkfs() -> ExitCode {
     use clap::Parser;
     #[derive(Parser)]
@@ -77,7 +70,7 @@ pub(crate) fn mkfs() -> ExitCode {
     }
 }
 
-/// `fsck.aegisfs [-anpyfv] DEVICE`. Repairs happen at mount and while reading; this verifies.
+/// `fsck.aegisfs [-anpyfv] DEVICE...`. Repairs happen at mount and while reading; this verifies.
 pub(crate) fn fsck() -> ExitCode {
     let mut devices = Vec::new();
     for word in std::env::args_os().skip(1) {
@@ -90,11 +83,11 @@ pub(crate) fn fsck() -> ExitCode {
             _ => devices.push(PathBuf::from(word)),
         }
     }
-    let [device] = &devices[..] else {
-        eprintln!("usage: fsck.aegisfs [-anpyfv] DEVICE");
+    if devices.is_empty() {
+        eprintln!("usage: fsck.aegisfs [-anpyfv] DEVICE...");
         return FSCK_USAGE.into();
-    };
-    match commands::check::run(device, false) {
+    }
+    match commands::check::run(&devices, false) {
         Ok(code) if code == ExitCode::SUCCESS => code,
         Ok(_) => FSCK_LEFT.into(),
         Err(failure) => {

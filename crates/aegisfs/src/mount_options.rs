@@ -2,6 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use aegisfs_fuse::{MountEntry, MountOptions};
+use std::path::PathBuf;
 
 /// Mount options, understood.
 #[derive(Clone, Debug)]
@@ -18,7 +19,9 @@ pub(crate) struct Options {
     pub(crate) rings: Option<String>,
     /// Whether a block device is mounted as one; as the settings say when not given.
     pub(crate) fuseblk: Option<String>,
-    /// Mount without devices that should be there.
+    /// Further devices of the pool, for fstab, which has room for one.
+    pub(crate) devices: Vec<PathBuf>,
+    /// Mount without devices that may have gone on without these.
     pub(crate) degraded: bool,
     /// Mount over a directory that has entries.
     pub(crate) nonempty: bool,
@@ -73,6 +76,7 @@ impl Options {
             discard: None,
             rings: None,
             fuseblk: None,
+            devices: Vec::new(),
             degraded: false,
             nonempty: false,
             remount: false,
@@ -106,6 +110,7 @@ impl Options {
             ("nodiscard", None) => self.discard = Some(false),
             ("io_uring", Some(mode)) => self.rings = Some(mode.to_owned()),
             ("fuseblk", Some(mode)) => self.fuseblk = Some(mode.to_owned()),
+            ("device", Some(path)) => self.devices.push(path.into()),
             ("degraded", None) => self.degraded = true,
             ("nonempty", None) => self.nonempty = true,
             // What mount(8) and systemd keep for themselves.
@@ -119,7 +124,7 @@ impl Options {
             ("user_id" | "group_id" | "max_read" | "blksize", Some(_)) => {}
             _ => {
                 return Err(Failure::usage(format!("mount option '{option}' is not known")).hint(
-                    "known are ro, rw, nosuid, nodev, noexec, noatime, writeback=on|off, verify=off|sample|full, discard, nodiscard, io_uring=on|off|auto, fuseblk=on|off|auto, degraded, nonempty",
+                    "known are ro, rw, nosuid, nodev, noexec, noatime, writeback=on|off, verify=off|sample|full, discard, nodiscard, io_uring=on|off|auto, fuseblk=on|off|auto, device=PATH, degraded, nonempty",
                 ));
             }
         }

@@ -102,6 +102,16 @@ pub(crate) fn put_path(answer: &mut Value, name: &str, path: &Path) {
     }
 }
 
+/// Puts a list of paths into an answer, each as [`put_path`] does in an object of its own.
+pub(crate) fn put_paths<'p>(answer: &mut Value, name: &str, paths: impl Iterator<Item = &'p Path>) {
+    let one = |path: &Path| {
+        let mut one = Value::Object(Map::new());
+        put_path(&mut one, "path", path);
+        one
+    };
+    answer[name] = paths.map(one).collect();
+}
+
 /// Whether an answer names this path.
 pub(crate) fn names_path(answer: &Value, name: &str, path: &Path) -> bool {
     match answer[format!("{name}_base64")].as_str() {

@@ -25,6 +25,9 @@ enum Kind {
 /// Of what the kernel may or may not have.
 const WAYS: Kind = Kind::Choice(&["auto", "on", "off"]);
 
+/// In seconds, the longest that anything is put off.
+const YEAR: u64 = 366 * 86_400;
+
 /// A setting that there is.
 struct Key {
     section: &'static str,
@@ -36,7 +39,7 @@ struct Key {
 }
 
 /// Every setting, in the order of the manual.
-const KEYS: [Key; 18] = [
+const KEYS: [Key; 21] = [
     Key { section: "mount", name: "writeback", kind: Kind::Switch, built_in: 1, min: 0, max: 1 },
     Key {
         section: "mount",
@@ -88,6 +91,16 @@ const KEYS: [Key; 18] = [
         max: 1 << 40,
     },
     Key { section: "trim", name: "settle_s", kind: Kind::Number, built_in: 10, min: 0, max: 86_400 },
+    Key { section: "trim", name: "interval_s", kind: Kind::Number, built_in: 86_400, min: 0, max: YEAR },
+    Key { section: "orphans", name: "interval_s", kind: Kind::Number, built_in: 21_600, min: 0, max: YEAR },
+    Key {
+        section: "orphans",
+        name: "older_than_s",
+        kind: Kind::Number,
+        built_in: 86_400,
+        min: 60,
+        max: YEAR,
+    },
     Key {
         section: "cache",
         name: "chunk_bytes",
@@ -334,6 +347,15 @@ impl Settings {
         self.number("clean.bandwidth_bytes")
     }
 
+    /// What is done by itself once in a while.
+    pub(crate) fn upkeep(&self) -> aegisfs_store::UpkeepOptions {
+        aegisfs_store::UpkeepOptions {
+            orphans_every: Duration::from_secs(self.number("orphans.interval_s")),
+            orphans_older_than: Duration::from_secs(self.number("orphans.older_than_s")),
+            trim_every: Duration::from_secs(self.number("trim.interval_s")),
+        }
+    }
+
     /// For the store's service thread.
     pub(crate) fn intervals(&self) -> aegisfs_store::Intervals {
         aegisfs_store::Intervals {
@@ -410,6 +432,7 @@ mod tests {
         let store = aegisfs_store::StoreOptions::default();
         assert_eq!(settings.store_options().chunk_cache_bytes, store.chunk_cache_bytes);
         assert_eq!(settings.store_options().trim, store.trim);
+        assert_eq!(settings.upkeep(), aegisfs_store::UpkeepOptions::default());
         assert_eq!(settings.store_options().metadata_cache_bytes, store.metadata_cache_bytes);
         settings
             .take_file("[flush]\nsettle_ms = 100\ndirty_bytes_max = \"32M\"\n[mount]\nwriteback = false\n")

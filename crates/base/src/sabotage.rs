@@ -57,6 +57,8 @@ pub enum Edge {
     HealRechecked,
     /// A run is pointed elsewhere only where it still refers to what was read for it.
     RepointedOnlyWhatItWas,
+    /// A member that comes back counts only when nothing is left that the others hold alone.
+    ReturnComplete,
     /// A change of an inode that is marked sync is synced before the verb returns.
     SyncFlag,
 }

@@ -18,6 +18,13 @@ impl Share {
         Self { bytes, total: Arc::clone(total) }
     }
 
+    /// Adds so many bytes to a total, unless that makes it larger than `most`.
+    pub fn within(bytes: u64, total: &Arc<AtomicU64>, most: u64) -> Option<Self> {
+        let fits = |sum: u64| sum.checked_add(bytes).filter(|sum| *sum <= most);
+        total.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
+        Some(Self { bytes, total: Arc::clone(total) })
+    }
+
     /// Its bytes.
     pub const fn bytes(&self) -> u64 {
         self.bytes
@@ -44,5 +51,23 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_leaves_the_total_alone() {
+        let total = Arc::new(AtomicU64::new(0));
+        let first = Share::within(60, &total, 100).unwrap();
+        assert!(
+            Share::within(41, &total, 100).is_none() && Share::within(u64::MAX, &total, u64::MAX).is_none()
+        );
+        assert_eq!((first.bytes(), total.load(Ordering::Acquire)), (60, 60));
+        let second = Share::within(40, &total, 100).unwrap();
+        drop((first, second));
+        assert_eq!(total.load(Ordering::Acquire), 0);
     }
 }

@@ -2,9 +2,11 @@
 
 mod history;
 mod inode;
+mod scrub;
 
 pub use history::{Branch, Pin, Snapshot, Volume, branch_of, first_epoch};
 pub use inode::{INODE_FLAGS, Inode};
+pub use scrub::{Scrub, ScrubCounts, ScrubState};
 
 use crate::FormatError;
 use crate::wire::{Append, Reader};

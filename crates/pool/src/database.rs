@@ -11,6 +11,8 @@
 
 mod groups;
 mod pages;
+mod returning;
+mod scrub;
 
 use crate::PoolError;
 use crate::pool::Pool;
@@ -23,6 +25,7 @@ use aegisfs_format::page::DatabaseSlotLayout;
 use groups::Groups;
 use pages::PageBuffer;
 use parking_lot::{Mutex, RwLock};
+pub use scrub::Scrubbed;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -54,7 +54,8 @@ pub enum PoolError {
     },
     /// Members are not there.
     #[error(
-        "{missing} of {total} devices of the pool are missing ({names}); add them, or mount with -o degraded"
+        "{missing} of {total} devices of the pool are missing ({names}), and those may have gone on without the others; add \
+         them, or mount with -o degraded"
     )]
     Missing {
         /// How many.
@@ -65,7 +66,9 @@ pub enum PoolError {
         names: String,
     },
     /// Too few members are left to read everything.
-    #[error("too few devices of the pool are left: {present} of {total}, and it can do without {spare}")]
+    #[error(
+        "too few devices of the pool are left: {present} of {total}, and it can do without {spare}; missing: {names}"
+    )]
     TooFew {
         /// Members present.
         present: usize,
@@ -73,6 +76,8 @@ pub enum PoolError {
         total: usize,
         /// How many may be missing.
         spare: usize,
+        /// Where those were last seen that are missing.
+        names: String,
     },
     /// A device shrank below what its superblock says.
     #[error(

@@ -12,6 +12,8 @@ pub(crate) struct Member {
     pub(crate) layout: DeviceLayout,
     /// Whether its content counts; cleared when it is marked out.
     pub(crate) counted: AtomicBool,
+    /// It is out, but what is written reaches it again: it is being brought up to date.
+    pub(crate) returning: AtomicBool,
     /// Writes that have returned.
     written: AtomicU64,
     /// Of those, how many are known to be on stable storage.
@@ -26,6 +28,7 @@ impl Member {
             device,
             layout,
             counted: AtomicBool::new(counted),
+            returning: AtomicBool::new(false),
             written: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             trims: TrimCounts::default(),
@@ -34,6 +37,11 @@ impl Member {
 
     pub(crate) fn counted(&self) -> bool {
         self.counted.load(Ordering::Acquire)
+    }
+
+    /// Whether what is written goes there.
+    pub(crate) fn takes_writes(&self) -> bool {
+        self.counted() || self.returning.load(Ordering::Acquire)
     }
 
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {

@@ -29,6 +29,8 @@ pub struct Opening {
     pub superblocks_damaged: u32,
     /// Devices that should be in but are missing.
     pub missing: Vec<String>,
+    /// Devices that were left out, and are not there either.
+    pub absent: Vec<String>,
     /// Devices that are there but lack what was written without them.
     pub stale: Vec<String>,
 }
@@ -44,9 +46,22 @@ impl Pool {
         options: OpenOptions,
     ) -> Result<(Arc<Self>, Opening), PoolError> {
         let mut found = Vec::new();
+        let mut unreadable = Vec::new();
         for device in devices {
-            let block = superblocks::read_newest(&*device)?;
-            found.push((device, block));
+            match superblocks::read_newest(&*device) {
+                Ok(block) => found.push((device, block)),
+                // One that does not answer is as good as missing, if there are others.
+                Err(PoolError::Device(error)) => unreadable.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if found.is_empty()
+            && let Some(error) = unreadable.pop()
+        {
+            return Err(error.into());
+        }
+        for error in &unreadable {
+            tracing::error!(%error, "a device does not answer and is left out");
         }
         let chosen = choose(&found)?;
         let superblock = found[chosen].1.superblock.clone();
@@ -79,6 +94,11 @@ impl Pool {
         Ok((Arc::new(pool), opening))
     }
 
+    /// Whether a device belongs to a pool that this program can read, whoever else does.
+    pub fn is_member(device: &dyn Device) -> bool {
+        superblocks::read_newest(device).is_ok()
+    }
+
     /// Starts a new life: a new incarnation, missing members marked out, both superblock slots written.
     ///
     /// # Errors
@@ -88,6 +108,11 @@ impl Pool {
         let incarnation = Incarnation(rng.next_u64() | 1);
         state.superblock.incarnations.insert(0, incarnation);
         state.superblock.incarnations.truncate(INCARNATIONS_KEPT);
+        for (entry, member) in state.superblock.devices.iter_mut().zip(&self.members) {
+            if let Some(member) = member {
+                entry.path = member.device.describe().into_bytes();
+            }
+        }
         // Twice: afterwards both slots of both areas are whole, whatever was damaged before.
         self.enter(&mut state)?;
         self.publish(&mut state)?;
@@ -142,7 +167,11 @@ fn choose(found: &[(Arc<dyn Device>, Found)]) -> Result<usize, PoolError> {
     (0..found.len())
         .filter(|n| calls_itself_in(&found[*n].1.superblock))
         .max_by_key(|n| age(&found[*n].1.superblock))
-        .ok_or(PoolError::TooFew { present: 0, total: found.len(), spare: 0 })
+        .ok_or_else(|| {
+            let names: Vec<String> = found.iter().map(|(device, _)| device.describe()).collect();
+            let names = format!("whoever went on without {}", names.join(", "));
+            PoolError::TooFew { present: 0, total: found.len(), spare: 0, names }
+        })
 }
 
 /// Whether one of two superblocks is the other's past.
@@ -225,14 +254,18 @@ fn check_presence(
     let spare = usize::from(superblock.shards_parity);
     let out = superblock.devices.iter().filter(|d| d.membership != Membership::In).count();
     for (entry, member) in superblock.devices.iter().zip(members) {
-        if member.is_none() && entry.membership == Membership::In {
-            opening.missing.push(String::from_utf8_lossy(&entry.path).into_owned());
+        if member.is_none() {
+            let path = String::from_utf8_lossy(&entry.path).into_owned();
+            let is_in = entry.membership == Membership::In;
+            if is_in { &mut opening.missing } else { &mut opening.absent }.push(path);
         }
     }
     if total - present > spare {
-        return Err(PoolError::TooFew { present, total, spare });
+        return Err(PoolError::TooFew { present, total, spare, names: opening.missing.join(", ") });
     }
-    if present + out < total && !options.degraded {
+    // So few may have been left behind by the others, without ever having been told.
+    let may_be_left_behind = present + out < total && present + out <= spare;
+    if may_be_left_behind && !options.degraded {
         return Err(PoolError::Missing {
             missing: total - present - out,
             total,

@@ -22,6 +22,31 @@ pub struct Redundancy {
     pub shards_parity: u8,
 }
 
+/// Whether a device takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// It holds everything that it should.
+    In,
+    /// It is there, and lacks what was written without it.
+    Out,
+    /// The same, but it is being brought up to date.
+    Returning,
+    /// It is not there.
+    Missing,
+}
+
+impl MemberState {
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+            Self::Returning => "returning",
+            Self::Missing => "missing",
+        }
+    }
+}
+
 /// What the superblock holds.
 pub(crate) struct State {
     pub(crate) superblock: Superblock,
@@ -129,6 +154,12 @@ impl Pool {
         self.slots.lock().space(members)
     }
 
+    /// How many shards a new segment gets, with the devices that take part now.
+    pub fn shards_now(&self) -> usize {
+        let usable = self.slots.lock().usable();
+        usize::from(self.redundancy.shards_data + self.redundancy.shards_parity).min(usable).max(1)
+    }
+
     /// Leaves so many free slots to the metadata, an equal number on each device, but not more than a quarter of it.
     pub fn keep_for_metadata(&self, slots: u64) {
         let each = slots.div_ceil(self.members.len().max(1) as u64);
@@ -138,6 +169,17 @@ impl Pool {
     /// Slots that metadata may still take, or as many as are kept for it, whichever is more.
     pub fn room_for_metadata(&self) -> u64 {
         self.slots.lock().room_for_metadata()
+    }
+
+    /// Which devices take part, in the order of the superblock's table.
+    pub fn member_states(&self) -> Vec<MemberState> {
+        let state = |member: &Option<Member>| match member {
+            None => MemberState::Missing,
+            Some(member) if member.counted() => MemberState::In,
+            Some(member) if member.takes_writes() => MemberState::Returning,
+            Some(_) => MemberState::Out,
+        };
+        self.members.iter().map(state).collect()
     }
 
     /// Bytes that the backings of all members take, where that can be told.
@@ -188,8 +230,7 @@ impl Pool {
         purpose: &'static str,
         is_metadata: bool,
     ) -> Result<Vec<Placement>, PoolError> {
-        let counted = self.members.iter().flatten().filter(|m| m.counted()).count();
-        let wanted = counted.min(usize::from(copies)).max(1);
+        let wanted = slots.usable().min(usize::from(copies)).max(1);
         let mut devices: Vec<DeviceIndex> = (0..self.members.len())
             .map(|n| DeviceIndex(n as u16))
             .filter(|d| slots.at_hand_on(*d, is_metadata) > 0)
@@ -213,6 +254,17 @@ impl Pool {
             }
         }
         Ok(taken)
+    }
+
+    /// Takes a slot for a copy of what lies in others, on the device with the most room of those that have none of them.
+    pub(crate) fn take_slot_beside(&self, places: &[Placement], is_metadata: bool) -> Option<Placement> {
+        let mut slots = self.slots.lock();
+        let is_free = |device: &DeviceIndex| {
+            slots.at_hand_on(*device, is_metadata) > 0 && places.iter().all(|place| place.0 != *device)
+        };
+        let devices = (0..self.members.len()).map(|n| DeviceIndex(n as u16));
+        let best = devices.filter(is_free).max_by_key(|device| slots.at_hand_on(*device, is_metadata))?;
+        slots.take_mapped(best, 0)
     }
 
     /// Takes slots. Where there are none but some that are being discarded, waits for those.
@@ -335,7 +387,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Marks a failed member out, durably on the others, so that work can go on without it.
+    /// Marks a failed member out, durably on the others, so that work can go on without it. One that was about to return
+    /// stays out.
     pub(crate) fn expel(
         &self,
         device: DeviceIndex,
@@ -343,6 +396,7 @@ impl Pool {
     ) -> Result<(), PoolError> {
         let mut state = self.state.lock();
         let index = usize::from(device.0);
+        self.stop_returning(device, &error);
         if state.superblock.devices[index].membership == Membership::In {
             self.mark_out(&mut state, index, error)?;
             self.publish(&mut state)?;
@@ -356,7 +410,7 @@ impl Pool {
     /// When a flush fails on a member that cannot be spared.
     pub fn flush(&self) -> Result<(), PoolError> {
         let dirty: Vec<usize> = (0..self.members.len())
-            .filter(|n| self.members[*n].as_ref().is_some_and(|m| m.counted() && m.needs_flush()))
+            .filter(|n| self.members[*n].as_ref().is_some_and(|m| m.takes_writes() && m.needs_flush()))
             .collect();
         let flush_one = |index: usize| -> Result<(), PoolError> {
             let device = DeviceIndex(index as u16);

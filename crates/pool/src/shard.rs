@@ -38,7 +38,7 @@ impl Pool {
             return Err(PoolError::ReadOnly);
         }
         let Ok(member) = self.member(device) else { return Ok(()) };
-        if !member.counted() {
+        if !member.takes_writes() {
             return Ok(());
         }
         assert!(offset + data.len() as u64 <= self.slot_bytes(), "a write stays within its slot");
@@ -74,11 +74,9 @@ impl Pool {
     /// # Errors
     /// When there is no room, or a device fails.
     pub fn open_segment(&self, segment: SegmentId) -> Result<Vec<Placement>, PoolError> {
-        let redundancy = self.redundancy();
-        let wanted = usize::from(redundancy.shards_data + redundancy.shards_parity);
-        let usable = (0..self.members.len()).filter(|n| self.readable_device(*n)).count();
         // With members missing, copies are written to those that are left.
-        let places = self.take_slots(|slots| slots.place(wanted.min(usable).max(1)))?;
+        let wanted = self.shards_now();
+        let places = self.take_slots(|slots| slots.place(wanted))?;
         let shards = (1, u8::try_from(places.len() - 1).expect("bounded by the geometry"));
         for (member, place) in places.iter().enumerate() {
             let content = SlotContent::Segment { segment, shards };
@@ -88,10 +86,6 @@ impl Pool {
             }
         }
         Ok(places)
-    }
-
-    fn readable_device(&self, index: usize) -> bool {
-        self.members[index].as_ref().is_some_and(crate::member::Member::counted)
     }
 
     pub(crate) fn write_mapped_header(&self, entry: &MapEntry) -> Result<(), PoolError> {
@@ -106,7 +100,7 @@ impl Pool {
         self.write_slot(place, 0, &self.header(place, content, member).encode())
     }
 
-    fn header(&self, (device, slot): Placement, content: SlotContent, member: u8) -> SlotHeader {
+    pub(crate) fn header(&self, (device, slot): Placement, content: SlotContent, member: u8) -> SlotHeader {
         let state = self.state.lock();
         let incarnation = state.superblock.incarnations.first().copied().unwrap_or_default();
         let device_uuid = state.superblock.devices[usize::from(device.0)].uuid;
@@ -140,9 +134,10 @@ impl Pool {
 
     /// Notes that a slot is used by a segment, while the metadata is read at opening.
     ///
-    /// Says whether it was free; if not, two owners claim it.
+    /// Says whether it is a segment's now; if not, the metadata or the log has it, or there is no such slot.
     pub fn claim_slot(&self, place: Placement) -> bool {
-        self.slots.lock().claim(place, false)
+        let mut slots = self.slots.lock();
+        slots.claim(place, false) || slots.is_used(place)
     }
 
     /// Notes that a segment's slots become free with the next checkpoint.

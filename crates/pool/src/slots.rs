@@ -187,6 +187,13 @@ impl SlotTable {
         true
     }
 
+    /// Whether a segment has a slot, or had it until the next checkpoint.
+    pub(crate) fn is_used(&self, (device, slot): Placement) -> bool {
+        let state =
+            self.devices.get(usize::from(device.0)).and_then(|slots| slots.states.get(slot.0 as usize));
+        state.is_some_and(|state| matches!(state, SlotState::Used | SlotState::Freeing))
+    }
+
     /// Leaves so many free slots of each device to the metadata, without which no checkpoint ever frees another, and
     /// takes as many more for withheld.
     pub(crate) fn keep(&mut self, kept: impl Fn(u32) -> u32) {
@@ -200,6 +207,11 @@ impl SlotTable {
 
     pub(crate) fn set_usable(&mut self, device: DeviceIndex, usable: bool) {
         self.devices[usize::from(device.0)].usable = usable;
+    }
+
+    /// How many devices new segments may be placed on.
+    pub(crate) fn usable(&self) -> usize {
+        self.devices.iter().filter(|slots| slots.usable).count()
     }
 
     /// Takes a free slot of a device for a database or the log, searching from `start`.

@@ -25,7 +25,7 @@ use aegisfs_chunk::{ChunkHash, Codec, decompress};
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::cell::{self, Cell, CellChunk};
 use aegisfs_format::descriptor::Descriptor;
-use aegisfs_format::key::{self, Table};
+use aegisfs_format::key::Table;
 use aegisfs_format::op::Op;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::{Segment, SegmentState};
@@ -319,7 +319,20 @@ impl Store {
         self.worst_case_bytes(bytes, 1) <= room
     }
 
-    /// Moves everything that lives in a segment.
+    /// Moves everything that lives in a segment to new rows, however much that is; nothing where there is no room for that
+    /// now.
+    pub(crate) fn move_segment(&self, id: SegmentId, done: &mut Cleaned) -> Result<(), StoreError> {
+        let _running = self.take_turn();
+        let Some(segment) = self.read_segment(id)? else { return Ok(()) };
+        let is_free = segment.state == SegmentState::Sealed && !self.segments.holds(id);
+        if is_free && self.has_room_to_move(segment.live_bytes) {
+            // It is never told to stop.
+            let _ = self.empty_segment(id, &segment, &|_, _| ControlFlow::Continue(()), done)?;
+        }
+        Ok(())
+    }
+
+    /// Moves what lives in a segment that is worth it.
     fn clean_segment(
         &self,
         id: SegmentId,
@@ -342,7 +355,17 @@ impl Store {
                 return Ok(ControlFlow::Continue(()));
             }
         }
-        let Some(is_whole) = self.move_cells(id, &segment, pace, done)? else {
+        self.empty_segment(id, &segment, pace, done)
+    }
+
+    fn empty_segment(
+        &self,
+        id: SegmentId,
+        segment: &Segment,
+        pace: &Pace<'_>,
+        done: &mut Cleaned,
+    ) -> Result<ControlFlow<()>, StoreError> {
+        let Some(is_whole) = self.move_cells(id, segment, pace, done)? else {
             return Ok(ControlFlow::Break(()));
         };
         let mut left = self.read_segment(id)?;
@@ -364,11 +387,6 @@ impl Store {
         done.segments += 1;
         done.released_bytes += self.segment_data_bytes();
         Counters::add(&self.counters.segments_cleaned, 1);
-    }
-
-    fn read_segment(&self, id: SegmentId) -> Result<Option<Segment>, StoreError> {
-        let stored = self.view().get(Table::Segments, &key::segment(id))?;
-        Ok(stored.map(|stored| Segment::decode(&stored)).transpose()?)
     }
 
     /// Walks a segment's cells and moves what lives in them. Says whether all cells could be read; nothing when it was
@@ -411,7 +429,12 @@ impl Store {
     }
 
     /// The cell at an offset, from the first copy in which it verifies.
-    fn sound_cell(&self, id: SegmentId, segment: &Segment, offset: u32) -> Option<(Cell, AlignedBuffer)> {
+    pub(crate) fn sound_cell(
+        &self,
+        id: SegmentId,
+        segment: &Segment,
+        offset: u32,
+    ) -> Option<(Cell, AlignedBuffer)> {
         let read = |place, bytes: &mut AlignedBuffer| self.pool.read_slot(place, u64::from(offset), bytes);
         segment.placements.iter().find_map(|place| {
             let mut bytes = AlignedBuffer::zeroed(BLOCK_BYTES);

@@ -76,6 +76,9 @@ pub enum StoreError {
         /// The failure.
         reason: String,
     },
+    /// Background work was told to end before it was done.
+    #[error("it was told to stop before it was done")]
+    Stopped,
     /// Opened for reading only.
     #[error("the filesystem is open for reading only: {reason}")]
     ReadOnly {
@@ -103,7 +106,9 @@ impl StoreError {
             Self::NoSpace { .. } => FaultKind::NoSpace,
             Self::Poisoned { .. } => FaultKind::Poisoned,
             Self::ReadOnly { .. } => FaultKind::Invalid,
-            Self::StaleChunk { .. } | Self::NoInode { .. } | Self::TooLarge { .. } => FaultKind::Internal,
+            Self::StaleChunk { .. } | Self::NoInode { .. } | Self::TooLarge { .. } | Self::Stopped => {
+                FaultKind::Internal
+            }
         }
     }
 }

@@ -29,6 +29,7 @@ use aegisfs_format::op::Op;
 use aegisfs_pool::Placement;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 /// Orphans whose age is known.
@@ -176,7 +177,7 @@ impl Store {
     /// When the metadata cannot be read.
     pub fn find_orphans(&self) -> Result<OrphanReport, StoreError> {
         let mut seen = self.orphans.seen.lock();
-        self.sweep(&mut seen)
+        self.sweep(&Watch::begin(self, &|_| ControlFlow::Continue(())), &mut seen)
     }
 
     /// Looks for orphans, and cleans those that a sweep of this mount saw first at least so long ago; or says which it
@@ -185,10 +186,23 @@ impl Store {
     /// # Errors
     /// When the metadata or a device fails, or nothing may be written.
     pub fn clean_orphans(&self, older_than: Duration, dry_run: bool) -> Result<OrphansCleaned, StoreError> {
+        self.clean_orphans_at(older_than, dry_run, &|_| ControlFlow::Continue(()))
+    }
+
+    /// The same at some pace.
+    ///
+    /// # Errors
+    /// As [`Store::clean_orphans`], and when it is told to stop before it is done.
+    pub(crate) fn clean_orphans_at(
+        &self,
+        older_than: Duration,
+        dry_run: bool,
+        pace: &Pace<'_>,
+    ) -> Result<OrphansCleaned, StoreError> {
         self.check_writable()?;
         let mut seen = self.orphans.seen.lock();
-        let watch = Watch::begin(self);
-        let report = self.sweep_watched(&watch, &mut seen)?;
+        let watch = Watch::begin(self, pace);
+        let report = self.sweep(&watch, &mut seen)?;
         let mut done = OrphansCleaned::default();
         let mut chosen = Vec::new();
         for found in report.found {
@@ -202,7 +216,7 @@ impl Store {
             done.cleaned = chosen;
             return Ok(done);
         }
-        let held = self.segments_with_chunks(&chosen)?;
+        let held = self.segments_with_chunks(&watch, &chosen)?;
         for found in chosen {
             if self.clean_orphan(found.orphan, &held)? {
                 tracing::warn!(kind = found.orphan.kind().name(), place = %found.orphan, bytes = found.bytes, "an orphan was cleaned");
@@ -246,11 +260,7 @@ impl Store {
         Ok(true)
     }
 
-    fn sweep(&self, seen: &mut BTreeMap<Orphan, FirstSeen>) -> Result<OrphanReport, StoreError> {
-        self.sweep_watched(&Watch::begin(self), seen)
-    }
-
-    fn sweep_watched(
+    fn sweep(
         &self,
         watch: &Watch<'_>,
         seen: &mut BTreeMap<Orphan, FirstSeen>,
@@ -275,16 +285,20 @@ impl Store {
     }
 }
 
+/// Told after each step of a sweep how long it took; says whether to go on, and takes its time.
+type Pace<'a> = dyn Fn(Duration) -> ControlFlow<()> + 'a;
+
 /// While it lives, slots that change are known not to be orphans.
 struct Watch<'s> {
     store: &'s Store,
+    pace: &'s Pace<'s>,
 }
 
 impl<'s> Watch<'s> {
-    fn begin(store: &'s Store) -> Self {
+    fn begin(store: &'s Store, pace: &'s Pace<'s>) -> Self {
         // Of every slot that is taken for a segment now the metadata tells already.
         store.without_opening(|| store.pool.suspect_slots());
-        Self { store }
+        Self { store, pace }
     }
 }
 

@@ -17,6 +17,7 @@ use aegisfs_format::value::Segment;
 use aegisfs_pool::Placement;
 use parking_lot::Mutex;
 use std::cell::Cell;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -172,6 +173,24 @@ impl Store {
         let stored = self.view().get(Table::Chunks, &key::chunk(chunk))?;
         let descriptor = stored.map(|stored| Descriptor::decode(&stored)).transpose()?.flatten();
         descriptor.ok_or(StoreError::StaleChunk { chunk })
+    }
+
+    /// Chunks that lie in a part of a segment's slots. Reads the whole table of chunks.
+    pub(crate) fn chunks_in(&self, segment: SegmentId, part: Range<u32>) -> Result<u64, StoreError> {
+        let (mut chunks, mut problem) = (0, None);
+        self.view().scan(Table::Chunks, &[], None, &mut |_, stored| {
+            match Descriptor::decode(stored) {
+                Ok(Some(found))
+                    if found.frame.segment == segment && part.contains(&found.frame.slot_offset) =>
+                {
+                    chunks += 1;
+                }
+                Ok(_) => {}
+                Err(error) => problem = Some(error),
+            }
+            if problem.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        problem.map_or(Ok(chunks), |error| Err(error.into()))
     }
 
     pub(crate) fn placements(&self, segment: SegmentId) -> Result<Arc<Vec<Placement>>, StoreError> {

@@ -154,9 +154,9 @@ fn claim_segments(pool: &Pool, metadata: &Metadata) -> Result<(), StoreError> {
         match Segment::decode(stored) {
             Ok(segment) => {
                 for place in &segment.placements {
-                    pool.claim_slot(*place);
-                    if !seen.insert(*place) {
-                        let what = format!("slot {} of device {} has two owners", place.1, place.0);
+                    if !pool.claim_slot(*place) || !seen.insert(*place) {
+                        let what =
+                            format!("slot {} of device {} has two owners, or is not there", place.1, place.0);
                         problem = Some(StoreError::Inconsistent { what });
                     }
                 }

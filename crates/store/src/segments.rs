@@ -2,7 +2,7 @@
 
 use crate::StoreError;
 use crate::store::Store;
-use aegisfs_base::{BranchId, RowIndex, SegmentId};
+use aegisfs_base::{BranchId, DeviceIndex, RowIndex, SegmentId};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
@@ -65,6 +65,12 @@ impl Segments {
     pub(crate) fn holds(&self, segment: SegmentId) -> bool {
         let state = self.state.lock();
         state.all().any(|open| open.segment == segment)
+    }
+
+    /// Whether rows may still go to a segment that a device has a part in, or are on their way there.
+    pub(crate) fn any_on(&self, device: DeviceIndex) -> bool {
+        let state = self.state.lock();
+        state.all().any(|open| open.places.iter().any(|place| place.0 == device))
     }
 
     /// Bytes of the open segments and of full ones still in flight that nothing was written to.
@@ -155,6 +161,17 @@ impl Store {
         let mut state = self.segments.state.lock();
         for purpose in 0..PURPOSES {
             if let Some(open) = state.open[purpose].take() {
+                self.retire_segment(&mut state, open)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals the open segments that have fewer shards, so that what comes goes to new ones.
+    pub(crate) fn seal_thin_segments(&self, shards: usize) -> Result<(), StoreError> {
+        let mut state = self.segments.state.lock();
+        for purpose in 0..PURPOSES {
+            if let Some(open) = state.open[purpose].take_if(|open| open.places.len() < shards) {
                 self.retire_segment(&mut state, open)?;
             }
         }

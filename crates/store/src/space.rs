@@ -198,13 +198,12 @@ impl Store {
         let mut asked = false;
         // Whatever is given back here, somebody else may be faster; but not for ever.
         for _ in 0..RESERVE_ATTEMPTS {
-            let promise = self.promise(wanted);
             let free = self.placeable_bytes();
-            let taken = self.space.promised.load(Ordering::Acquire) + leave;
-            if taken <= free {
+            // Nothing is promised that is not to be had: two who ask at once must not refuse each other.
+            if let Some(promise) = Share::within(wanted, &self.space.promised, free.saturating_sub(leave)) {
                 return Ok(promise);
             }
-            drop(promise);
+            let taken = self.space.promised.load(Ordering::Acquire) + wanted + leave;
             // What died may only wait for the reaper, or for a checkpoint to say so.
             let reaped = self.reap_all()?;
             if !asked || reaped || self.pool.space().freeing > 0 {
@@ -217,7 +216,10 @@ impl Store {
                 break;
             }
             // More than this one asks for, so that not everybody has to come here.
-            let missing = (taken - free).max(self.capacity().0 / CLEANED_PART).max(self.segment_data_bytes());
+            let missing = taken
+                .saturating_sub(free)
+                .max(self.capacity().0 / CLEANED_PART)
+                .max(self.segment_data_bytes());
             let gained = self.clean(missing)?.gained_bytes();
             // While this one waited for its turn another one may have got what there was to be had.
             let is_there =

@@ -13,6 +13,8 @@ use crate::metadata::{MetaView, Metadata};
 use crate::orphans::OrphanBook;
 use crate::read::FrameCache;
 use crate::recovery::Torn;
+use crate::returning::Returning;
+use crate::scrub::Scrubber;
 use crate::segments::Segments;
 use crate::space::SpaceBook;
 use crate::tables::Tables;
@@ -123,6 +125,8 @@ pub struct Store {
     pub(crate) cleaner: Cleaner,
     pub(crate) trimmer: Trimmer,
     pub(crate) orphans: OrphanBook,
+    pub(crate) returning: Returning,
+    pub(crate) scrubber: Scrubber,
     poison: OnceLock<String>,
     read_only: AtomicBool,
     /// Whether a thread of its own makes checkpoints; without one, writers make them.
@@ -184,6 +188,8 @@ impl Store {
             cleaner: Cleaner::default(),
             trimmer: Trimmer::new(options.trim),
             orphans: OrphanBook::default(),
+            returning: Returning::default(),
+            scrubber: Scrubber::default(),
             poison: OnceLock::new(),
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
             pool: parts.pool,

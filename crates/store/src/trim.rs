@@ -9,7 +9,7 @@ use aegisfs_pool::TrimPass;
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -45,8 +45,11 @@ pub(crate) struct Trimmer {
     served: AtomicBool,
     /// Whether there was one. What is freed afterwards waits for the end.
     ended: AtomicBool,
-    /// All free slots, once.
-    requested: AtomicBool,
+    /// How often all free slots were to be discarded, and how many of these wishes came true.
+    requested: AtomicU64,
+    granted: AtomicU64,
+    /// Why that failed the last time.
+    problem: Mutex<Option<String>>,
     turn: Mutex<()>,
     wakeup: Condvar,
     /// One at a time.
@@ -59,11 +62,17 @@ impl Trimmer {
             options,
             served: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            requested: AtomicBool::new(false),
+            requested: AtomicU64::new(0),
+            granted: AtomicU64::new(0),
+            problem: Mutex::new(None),
             turn: Mutex::new(()),
             wakeup: Condvar::new(),
             running: Mutex::new(()),
         }
+    }
+
+    fn is_requested(&self) -> bool {
+        self.granted.load(Ordering::Acquire) < self.requested.load(Ordering::Acquire)
     }
 
     fn wake(&self) {
@@ -81,7 +90,7 @@ impl Store {
     /// When nothing may be written.
     pub fn request_trim(&self) -> Result<(), StoreError> {
         self.check_writable()?;
-        self.trimmer.requested.store(true, Ordering::Release);
+        self.trimmer.requested.fetch_add(1, Ordering::AcqRel);
         if self.trimmer.served.load(Ordering::Acquire) {
             self.trimmer.wake();
             return Ok(());
@@ -91,7 +100,12 @@ impl Store {
 
     /// Whether that is still going on.
     pub fn trim_requested(&self) -> bool {
-        self.trimmer.requested.load(Ordering::Acquire)
+        self.trimmer.is_requested()
+    }
+
+    /// Why the last pass over everything failed, if it did; what a device refused is told with the device.
+    pub fn trim_problem(&self) -> Option<String> {
+        self.trimmer.problem.lock().clone()
     }
 
     /// How slots are discarded.
@@ -128,11 +142,14 @@ impl Store {
     }
 
     fn trim_everything(&self, goes_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
+        // What is asked for from here on may have been freed behind this pass.
+        let wish = self.trimmer.requested.load(Ordering::Acquire);
         let prepared = self.reap_all().and_then(|_| self.checkpoint());
         if prepared.is_ok() {
             self.trim(TrimPass::over_everything(), goes_on);
         }
-        self.trimmer.requested.store(false, Ordering::Release);
+        *self.trimmer.problem.lock() = prepared.as_ref().err().map(ToString::to_string);
+        self.trimmer.granted.fetch_max(wish, Ordering::AcqRel);
         prepared
     }
 
@@ -185,7 +202,7 @@ impl Drop for TrimThread {
 
 fn run(store: &Store, stop: &AtomicBool) {
     let trimmer = &store.trimmer;
-    let is_told = || stop.load(Ordering::Acquire) || trimmer.requested.load(Ordering::Acquire);
+    let is_told = || stop.load(Ordering::Acquire) || trimmer.is_requested();
     let waiting = || {
         let may = trimmer.options.background && store.check_writable().is_ok();
         if may { store.pool.trim_waiting_bytes() } else { 0 }
@@ -206,7 +223,7 @@ fn run(store: &Store, stop: &AtomicBool) {
         if stop.load(Ordering::Acquire) {
             return;
         }
-        if trimmer.requested.load(Ordering::Acquire) {
+        if trimmer.is_requested() {
             if let Err(error) = store.trim_everything(&|| !stop.load(Ordering::Acquire)) {
                 tracing::error!(%error, "free slots could not be discarded");
             }

@@ -6,7 +6,7 @@ use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_fs::{Fs, FsOptions};
 use aegisfs_store::StoreOptions;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 /// How often a long check says how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
-/// Checks a device.
-pub(crate) fn run(device: &Path, as_json: bool) -> Result<ExitCode, Failure> {
-    let found = verify(&devices::resolve(device)?)?;
+/// Checks a pool.
+pub(crate) fn run(named: &[PathBuf], as_json: bool) -> Result<ExitCode, Failure> {
+    let found = verify(&devices::resolve_all(named)?)?;
     let clean = found["clean"].as_bool().unwrap_or(false);
     let mut lines: Vec<String> = found["problems"]
         .as_array()
@@ -45,9 +45,18 @@ pub(crate) fn run(device: &Path, as_json: bool) -> Result<ExitCode, Failure> {
 }
 
 /// Verifies everything and says what was found.
-pub(crate) fn verify(device: &Path) -> Result<Value, Failure> {
-    let (pool, opening) = devices::open_pool(device, true, true)?;
+pub(crate) fn verify(named: &[PathBuf]) -> Result<Value, Failure> {
+    let members = devices::open_members(named, true)?;
+    let (pool, opening) = devices::open_pool_on(&members, true, true)?;
+    let device = &members[0].path;
     let mut notes = Vec::new();
+    let away = [&opening.missing[..], &opening.absent].concat();
+    if !away.is_empty() {
+        notes.push(format!("not there, and not looked at: {}", away.join(", ")));
+    }
+    if !opening.stale.is_empty() {
+        notes.push(format!("left out, since others went on without them: {}", opening.stale.join(", ")));
+    }
     if opening.superblocks_damaged > 0 {
         let count = opening.superblocks_damaged;
         notes.push(format!("{count} of its superblocks do not verify; the next mount writes them anew"));
@@ -95,5 +104,6 @@ pub(crate) fn verify(device: &Path) -> Result<Value, Failure> {
         "log_records_replayed": recovered.records,
     });
     output::put_path(&mut found, "device", device);
+    output::put_paths(&mut found, "devices", members.iter().map(|member| &*member.path));
     Ok(found)
 }

@@ -2,7 +2,7 @@
 
 use crate::cli::FormatArgs;
 use crate::failure::{Exit, Failure};
-use crate::{devices, output};
+use crate::{devices, output, places};
 use aegisfs_base::units::{format_size, parse_size};
 use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_chunk::Compression;
@@ -10,57 +10,104 @@ use aegisfs_device::{Device, ImageOptions, create_image, signature};
 use aegisfs_format::key::Table;
 use aegisfs_format::value::Inode;
 use aegisfs_fs::Fs;
-use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
+use aegisfs_pool::{CreateOptions, Pool, Redundancy};
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-/// Formats a device.
+/// Formats devices.
 pub(crate) fn run(args: &FormatArgs, as_json: bool) -> Result<ExitCode, Failure> {
     let compression: Compression = args.compression.parse().map_err(|_| {
         Failure::usage(format!("compression '{}' is not known", args.compression))
             .hint("known are none, lz4, and zstd:1 to zstd:19")
     })?;
+    let redundancy = args.redundancy.as_deref().map(parse_redundancy).transpose()?;
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for path in &args.devices {
+        if paths.contains(&places::canonical(path)) {
+            return Err(Failure::usage(format!("{} is named twice", path.display())));
+        }
+        paths.push(places::canonical(path));
+    }
     if let Some(size) = &args.size {
-        make_image(args, size)?;
+        make_images(&paths, size)?;
     }
-    if let Some(user) = devices::in_use(&args.device)? {
-        let message = format!("{} {user}", args.device.display());
-        return Err(Failure::new("E_BUSY", Exit::Busy, message).hint("unmount or detach it first"));
+    let mut members = Vec::new();
+    for path in &paths {
+        if let Some(user) = devices::in_use(path)? {
+            let message = format!("{} {user}", path.display());
+            return Err(Failure::new("E_BUSY", Exit::Busy, message).hint("unmount or detach it first"));
+        }
+        let device = devices::open(path, false)?;
+        refuse_foreign(args, path, &*device)?;
+        members.push(device);
     }
-    let device = devices::open(&args.device, false)?;
-    refuse_foreign(args, &*device)?;
-    confirm(args, &device)?;
+    for (path, device) in paths.iter().zip(&members) {
+        confirm(args, path, device)?;
+    }
     let options = CreateOptions {
         label: args.label.clone(),
         compression: stored(compression),
+        redundancy,
         ..CreateOptions::default()
     };
     let clock = SystemClock::default();
-    let bytes = device.bytes();
-    let pool = Pool::create(vec![device], &options, &clock, &SystemRng::new()?)?;
+    let bytes: u64 = members.iter().map(|device| device.bytes()).sum();
+    let pool = Pool::create(members, &options, &clock, &SystemRng::new()?)?;
     let mut entries = Fs::initial_entries(&clock);
     own_root(&mut entries)?;
     aegisfs_store::create(&pool, &entries)?;
-    devices::remember(&args.device);
+    paths.iter().for_each(|path| devices::remember(path));
     let superblock = pool.superblock();
+    let redundancy = describe_redundancy(pool.redundancy());
     let mut answer = json!({
         "pool": superblock.pool.to_string(),
         "label": superblock.label,
         "device_bytes": bytes,
         "slot_bytes": superblock.slot_bytes,
+        "redundancy": redundancy,
     });
-    output::put_path(&mut answer, "device", &args.device);
+    output::put_path(&mut answer, "device", &paths[0]);
+    output::put_paths(&mut answer, "devices", paths.iter().map(PathBuf::as_path));
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     let line = format!(
-        "formatted {} ({}, slots of {}): pool {}",
-        args.device.display(),
+        "formatted {} ({}, {redundancy}, slots of {}): pool {}",
+        names.join(", "),
         format_size(bytes),
         format_size(u64::from(superblock.slot_bytes)),
         superblock.pool
     );
     output::print(as_json, answer, &[line]);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads what people call a redundancy.
+fn parse_redundancy(word: &str) -> Result<Redundancy, Failure> {
+    let number = |text: &str| text.parse::<u8>().ok().filter(|number| *number > 0);
+    let shards = match word.split_once(':') {
+        None if word == "single" => Some((1, 0)),
+        Some(("mirror", copies)) => number(copies).map(|copies| (1, copies - 1)),
+        Some(("ec", geometry)) => {
+            geometry.split_once('+').and_then(|(data, parity)| Some((number(data)?, number(parity)?)))
+        }
+        _ => None,
+    };
+    let (shards_data, shards_parity) = shards.ok_or_else(|| {
+        Failure::usage(format!("redundancy '{word}' is not known"))
+            .hint("known are single, mirror:N and ec:K+M")
+    })?;
+    Ok(Redundancy { shards_data, shards_parity })
+}
+
+/// The same the other way round.
+pub(crate) fn describe_redundancy(redundancy: Redundancy) -> String {
+    match (redundancy.shards_data, redundancy.shards_parity) {
+        (1, 0) => "single".into(),
+        (1, parity) => format!("mirror:{}", u16::from(parity) + 1),
+        (data, parity) => format!("ec:{data}+{parity}"),
+    }
 }
 
 /// Gives the root directory to whoever formats, who could not write to it otherwise.
@@ -74,7 +121,7 @@ fn own_root(entries: &mut [(Table, Vec<u8>, Vec<u8>)]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn make_image(args: &FormatArgs, size: &str) -> Result<(), Failure> {
+fn make_images(paths: &[PathBuf], size: &str) -> Result<(), Failure> {
     let bytes = parse_size(size)
         .ok_or_else(|| Failure::usage(format!("size '{size}' is not a size")).hint("say 2G or 500M"))?;
     let minimum = aegisfs_base::limits::DEVICE_BYTES_MIN;
@@ -83,34 +130,36 @@ fn make_image(args: &FormatArgs, size: &str) -> Result<(), Failure> {
             format!("{} is too small; at least {} are needed", format_size(bytes), format_size(minimum));
         return Err(Failure::usage(message));
     }
-    if args.device.exists() {
-        let message = format!("{} exists already", args.device.display());
+    if let Some(path) = paths.iter().find(|path| path.exists()) {
+        let message = format!("{} exists already", path.display());
         return Err(Failure::new("E_EXISTS", Exit::Failed, message)
             .hint("leave --size away to format it as it is, or remove it first"));
     }
-    Ok(create_image(&args.device, &ImageOptions { bytes, reuse: false })?)
+    for path in paths {
+        create_image(path, &ImageOptions { bytes, reuse: false })?;
+    }
+    Ok(())
 }
 
-fn refuse_foreign(args: &FormatArgs, device: &dyn Device) -> Result<(), Failure> {
+fn refuse_foreign(args: &FormatArgs, path: &Path, device: &dyn Device) -> Result<(), Failure> {
     if args.force {
         return Ok(());
     }
     match signature::probe(device)? {
         None => Ok(()),
         Some(found) => {
-            let message = format!("{} holds {}", args.device.display(), found.name);
+            let message = format!("{} holds {}", path.display(), found.name);
             Err(Failure::new("E_FOREIGN", Exit::Failed, message).hint("give --force to destroy it"))
         }
     }
 }
 
 /// Asks before a filesystem of ours is destroyed.
-fn confirm(args: &FormatArgs, device: &Arc<dyn Device>) -> Result<(), Failure> {
-    let ours = Pool::open(vec![Arc::clone(device)], OpenOptions { read_only: true, degraded: true }).is_ok();
-    if !ours || args.yes || args.force {
+fn confirm(args: &FormatArgs, path: &Path, device: &Arc<dyn Device>) -> Result<(), Failure> {
+    if args.yes || args.force || !Pool::is_member(&**device) {
         return Ok(());
     }
-    let message = format!("{} holds an AegisFS filesystem", args.device.display());
+    let message = format!("{} holds an AegisFS filesystem", path.display());
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new("E_EXISTS", Exit::Failed, message).hint("give --yes to destroy it"));
     }
@@ -129,5 +178,32 @@ fn stored(compression: Compression) -> (u8, u8) {
         Compression::None => (0, 0),
         Compression::Lz4 => (1, 0),
         Compression::Zstd(level) => (2, u8::try_from(level).unwrap_or(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redundancies_have_names() {
+        for name in ["single", "mirror:2", "mirror:9", "ec:4+2", "ec:16+4"] {
+            assert_eq!(describe_redundancy(parse_redundancy(name).unwrap()), name);
+        }
+        for nonsense in [
+            "",
+            "mirror",
+            "mirror:",
+            "mirror:0",
+            "mirror:x",
+            "ec:4",
+            "ec:0+2",
+            "ec:4+0",
+            "raid5",
+            "mirror:300",
+        ] {
+            let failure = parse_redundancy(nonsense).unwrap_err();
+            assert!(failure.exit == Exit::Usage && failure.hint.is_some(), "{nonsense}");
+        }
     }
 }

@@ -59,9 +59,9 @@ impl Answer {
 
 /// Shows a device, or one of its segments.
 pub(crate) fn run(args: &InspectArgs, as_json: bool) -> Result<ExitCode, Failure> {
-    let device = devices::resolve(&args.device)?;
-    let (pool, opening) = devices::open_pool(&device, true, true)?;
-    let mut answer = Answer::new(&device);
+    let members = devices::open_members(&devices::resolve_all(&args.devices)?, true)?;
+    let (pool, opening) = devices::open_pool_on(&members, true, true)?;
+    let mut answer = Answer::new(&members[0].path);
     if let Some(number) = args.segment {
         let (store, _) = open_store(&pool)?;
         return segments::dump(&store, SegmentId(number), answer, as_json);

@@ -17,7 +17,7 @@ const TELL: &str = "AEGISFS_TELL_PARENT";
 
 /// What a mount became of.
 pub(crate) struct Mounted {
-    device: PathBuf,
+    devices: Vec<PathBuf>,
     mount: PathBuf,
     done: &'static str,
     /// What else has changed on this machine.
@@ -26,11 +26,12 @@ pub(crate) struct Mounted {
 
 /// Mounts, and says so.
 pub(crate) fn run(args: &MountArgs, as_json: bool) -> Result<ExitCode, Failure> {
-    let Mounted { device, mount, done, note } = mount(args)?;
+    let Mounted { devices, mount, done, note } = mount(args)?;
     if !args.foreground {
-        let line = format!("{done} {} on {}", device.display(), mount.display());
+        let names: Vec<String> = devices.iter().map(|path| path.display().to_string()).collect();
+        let line = format!("{done} {} on {}", names.join(", "), mount.display());
         let mut answer = json!({ "note": note });
-        output::put_path(&mut answer, "device", &device);
+        output::put_path(&mut answer, "device", &devices[0]);
         output::put_path(&mut answer, "mount", &mount);
         let lines: Vec<String> = [line].into_iter().chain(note.map(str::to_owned)).collect();
         output::print(as_json, answer, &lines);
@@ -40,34 +41,39 @@ pub(crate) fn run(args: &MountArgs, as_json: bool) -> Result<ExitCode, Failure> 
 
 /// Mounts; in the foreground it returns when the mount is gone.
 pub(crate) fn mount(args: &MountArgs) -> Result<Mounted, Failure> {
-    let source = args.device.to_string_lossy().into_owned();
-    let options = Options::parse(&args.options, &source)?;
+    let (directory, named) = args.places.split_last().expect("the command line asks for one at least");
+    let source = named.first().unwrap_or(directory);
+    let options = Options::parse(&args.options, &source.to_string_lossy())?;
     if options.remount {
-        let mount = places::canonical(args.mount.as_ref().unwrap_or(&args.device));
+        let mount = places::canonical(directory);
         let device = super::remount::run(&mount, &args.options)?;
-        return Ok(Mounted { device, mount, done: "remounted", note: None });
+        return Ok(Mounted { devices: vec![device], mount, done: "remounted", note: None });
     }
-    let Some(directory) = &args.mount else {
+    if named.is_empty() {
         return Err(
-            Failure::usage("the directory to mount on is missing").hint("say aegisfs mount DEVICE MNT")
+            Failure::usage("the directory to mount on is missing").hint("say aegisfs mount DEVICE... MNT")
         );
-    };
+    }
     let mut settings = Settings::load(args.config.as_deref(), &args.settings)?;
     let (mount, left_behind) = prepare_mount_point(directory, options.nonempty)?;
-    let device = devices::resolve(&args.device)?;
-    if !device.exists() {
-        let message = format!("{} is not there", device.display());
-        return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
+    let mut members = Vec::new();
+    for device in devices::resolve_all(&[named, &options.devices].concat())? {
+        if !device.exists() {
+            let message = format!("{} is not there", device.display());
+            return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
+        }
+        members.push(std::fs::canonicalize(device)?);
     }
-    let device = std::fs::canonicalize(device)?;
     let note = allow_rings(settings.io_uring(options.rings.as_deref())?);
     let mounted = if args.foreground {
-        serve(&device, &mount, &options, settings)
+        serve(&members, &mount, &options, settings)
     } else {
-        start_daemon(args, &device, &mount, settings.file()).inspect(|()| devices::remember(&device))
+        let word = &named[0];
+        start_daemon(args, word, &members, &mount, settings.file())
+            .inspect(|()| members.iter().for_each(|device| devices::remember(device)))
     };
     mounted.map_err(|failure| blame(failure, &left_behind))?;
-    Ok(Mounted { device, mount, done: "mounted", note })
+    Ok(Mounted { devices: members, mount, done: "mounted", note })
 }
 
 /// When io_uring is asked for by name, root turns it on in the kernel, and is told so.
@@ -85,7 +91,7 @@ fn log_path(mount: &Path) -> PathBuf {
     places::log_folder().join(format!("{}.log", if name.is_empty() { "root" } else { &name }))
 }
 
-fn serve(device: &Path, mount: &Path, options: &Options, settings: Settings) -> Result<(), Failure> {
+fn serve(members: &[PathBuf], mount: &Path, options: &Options, settings: Settings) -> Result<(), Failure> {
     let log = log_path(mount);
     let telling = std::env::var_os(TELL).is_some();
     if telling {
@@ -93,7 +99,7 @@ fn serve(device: &Path, mount: &Path, options: &Options, settings: Settings) -> 
         let _ = rustix::process::setsid();
     }
     daemon::settle_process(&log)?;
-    daemon::run(device, mount, options, settings, &log, || {
+    daemon::run(members, mount, options, settings, &log, || {
         if telling {
             let mut out = std::io::stdout();
             let _ = writeln!(out, "{READY}");
@@ -103,11 +109,17 @@ fn serve(device: &Path, mount: &Path, options: &Options, settings: Settings) -> 
 }
 
 /// Starts the daemon and waits for its word.
-fn start_daemon(args: &MountArgs, device: &Path, mount: &Path, config: Option<&Path>) -> Result<(), Failure> {
+fn start_daemon(
+    args: &MountArgs,
+    source: &Path,
+    members: &[PathBuf],
+    mount: &Path,
+    config: Option<&Path>,
+) -> Result<(), Failure> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--json").arg("mount").arg("--foreground");
-    let word = args.device.to_string_lossy();
-    if devices::is_tag(&args.device) && !word.contains(',') {
+    let word = source.to_string_lossy();
+    if devices::is_tag(source) && !word.contains(',') {
         // The kernel lists the word itself, so that mount -a finds its line of fstab mounted.
         command.arg("-o").arg(format!("fsname={word}"));
     }
@@ -121,7 +133,7 @@ fn start_daemon(args: &MountArgs, device: &Path, mount: &Path, config: Option<&P
     if let Some(config) = config {
         command.arg("--config").arg(std::path::absolute(config)?);
     }
-    command.arg(device).arg(mount).env(TELL, "1").current_dir("/");
+    command.args(members).arg(mount).env(TELL, "1").current_dir("/");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let out = child.stdout.take().expect("it was asked for");
     let mut word = String::new();

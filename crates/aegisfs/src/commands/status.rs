@@ -17,7 +17,7 @@ pub(crate) fn run(target: Option<&Path>, as_json: bool) -> Result<ExitCode, Fail
             return Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message));
         };
         output::print(as_json, client.status.clone(), &lines(&client.status));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit_of(&found[..1]));
     }
     let all: Vec<Value> = found.iter().map(|client| client.status.clone()).collect();
     let text: Vec<String> = match all.is_empty() {
@@ -25,7 +25,33 @@ pub(crate) fn run(target: Option<&Path>, as_json: bool) -> Result<ExitCode, Fail
         false => all.iter().flat_map(lines).collect(),
     };
     output::print(as_json, json!({ "mounts": all }), &text);
-    Ok(ExitCode::SUCCESS)
+    Ok(exit_of(&found))
+}
+
+/// Scripts learn from the code that something wants looking after.
+fn exit_of(clients: &[control::Client]) -> ExitCode {
+    let is_degraded = clients.iter().any(|client| client.status["degraded"] == true);
+    if is_degraded { Exit::Degraded.into() } else { ExitCode::SUCCESS }
+}
+
+/// The devices, if there is more than one or something is wrong with one.
+fn members(status: &Value) -> Vec<String> {
+    let members = status["members"].as_array().map_or(&[][..], Vec::as_slice);
+    if members.len() < 2 && status["degraded"] != true {
+        return Vec::new();
+    }
+    let mut lines = vec![format!("  devices  {}", status["redundancy"].as_str().unwrap_or("?"))];
+    lines.extend(members.iter().map(|member| {
+        let state = member["state"].as_str().unwrap_or("?");
+        format!("    {state:<8} {}", member["path"].as_str().unwrap_or("?"))
+    }));
+    if status["degraded"] == true {
+        lines.push(
+            "  DEGRADED: not every device takes part; what is lost with another one may be lost for good"
+                .into(),
+        );
+    }
+    lines
 }
 
 fn state(status: &Value) -> &'static str {
@@ -45,6 +71,7 @@ fn lines(status: &Value) -> Vec<String> {
         format!("  kernel   through {}", text("transport")),
         format!("  unsaved  {} bytes", status["dirty_bytes"]),
     ];
+    lines.extend(members(status));
     if let Some(reason) = status["poisoned"].as_str() {
         lines.push(format!("  READ-ONLY: {reason}"));
     }

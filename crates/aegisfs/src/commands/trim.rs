@@ -3,7 +3,7 @@
 use crate::cli::TrimCommand;
 use crate::commands::living;
 use crate::control::Client;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::output;
 use aegisfs_base::units::format_size;
 use serde_json::Value;
@@ -25,6 +25,10 @@ pub(crate) fn run(command: &TrimCommand, as_json: bool) -> Result<ExitCode, Fail
         let before = status["discarded_bytes"].as_u64().unwrap_or(0);
         daemon.call("POST", "/v1/trim")?;
         status = wait(&daemon)?;
+        if let Some(problem) = status["problem"].as_str() {
+            let message = format!("nothing could be discarded: {problem}");
+            return Err(Failure::new("E_TRIM", Exit::Failed, message));
+        }
         let bytes = status["discarded_bytes"].as_u64().unwrap_or(0).saturating_sub(before);
         status["discarded_now_bytes"] = bytes.into();
         lines.push(format!("{:<20} {:>12}   just now", "discarded", format_size(bytes)));

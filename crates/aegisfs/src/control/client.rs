@@ -59,7 +59,9 @@ pub(crate) fn find(target: Option<&Path>) -> Vec<Client> {
     let wanted = target.map(places::canonical);
     let serves = |client: &Client| {
         wanted.as_ref().is_none_or(|wanted| {
-            ["mount", "device"].iter().any(|name| output::names_path(&client.status, name, wanted))
+            let devices = client.status["devices"].as_array().into_iter().flatten();
+            output::names_path(&client.status, "mount", wanted)
+                || devices.into_iter().any(|device| output::names_path(device, "path", wanted))
         })
     };
     places::sockets().iter().filter_map(|socket| Client::open(socket)).filter(serves).collect()

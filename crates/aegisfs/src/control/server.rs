@@ -14,9 +14,13 @@ use std::time::Duration;
 
 /// How orders to the cleaner begin.
 const CLEAN: &str = "/v1/clean/";
+/// How orders to the scrubber begin.
+const SCRUB: &str = "/v1/scrub/";
 /// How orders to clean orphans begin, or to say what that would do; the age in seconds follows.
 const CLEAN_ORPHANS: &str = "/v1/orphans/clean/";
 const TRY_ORPHANS: &str = "/v1/orphans/try/";
+/// So many are answered at once; others wait.
+const AT_ONCE_MAX: usize = 16;
 /// A client that says nothing for so long is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -34,6 +38,10 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn cleaning(&self) -> Result<Value, String>;
     /// Tells the cleaner something; an error where nothing may be written, or there is no such order.
     fn clean(&self, order: &str) -> Result<(), String>;
+    /// How far a scrub is, or what the last one found.
+    fn scrubbing(&self) -> Result<Value, String>;
+    /// Tells the scrubber something; an error where that cannot be.
+    fn scrub(&self, order: &str) -> Result<(), String>;
     /// What the devices were told to forget.
     fn trimming(&self) -> Value;
     /// Has them forget everything that is free; does not wait for it.
@@ -76,18 +84,9 @@ impl Server {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            for stream in waiting.incoming() {
-                if stopping.load(Ordering::Acquire) {
-                    return;
-                }
-                if let Ok(stream) = stream
-                    && let Err(error) = answer(&stream, &*service)
-                {
-                    tracing::warn!(%error, "a control request failed");
-                }
-            }
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || listen(&waiting, &service, &stopping))?;
         Ok(Self { path: path.into(), inode: inode_at(path), listener, stop, thread: Some(thread) })
     }
 }
@@ -106,6 +105,36 @@ impl Drop for Server {
         if self.inode.is_some() && inode_at(&self.path) == self.inode {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Answers until it is told to stop, and then ends with the last answer.
+fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &AtomicBool) {
+    let mut answering: Vec<JoinHandle<()>> = Vec::new();
+    for stream in listener.incoming() {
+        if stop.load(Ordering::Acquire) {
+            break;
+        }
+        let Ok(stream) = stream else { continue };
+        answering.retain(|thread| !thread.is_finished());
+        let service = Arc::clone(service);
+        let serve = move || {
+            if let Err(error) = answer(&stream, &*service) {
+                tracing::warn!(%error, "a control request failed");
+            }
+        };
+        // What takes long must not keep others from asking how it is going.
+        if answering.len() >= AT_ONCE_MAX {
+            serve();
+            continue;
+        }
+        match std::thread::Builder::new().name("control-answer".into()).spawn(serve) {
+            Ok(thread) => answering.push(thread),
+            Err(error) => tracing::warn!(%error, "a control request could not be answered"),
+        }
+    }
+    for thread in answering {
+        let _ = thread.join();
     }
 }
 
@@ -128,6 +157,8 @@ fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
         ("GET", "/v1/usage") => service.usage(),
         ("GET", "/v1/clean") => service.cleaning(),
         ("POST", path) if path.starts_with(CLEAN) => service.clean(&path[CLEAN.len()..]).map(|()| json!({})),
+        ("GET", "/v1/scrub") => service.scrubbing(),
+        ("POST", path) if path.starts_with(SCRUB) => service.scrub(&path[SCRUB.len()..]).map(|()| json!({})),
         ("GET", "/v1/trim") => Ok(service.trimming()),
         ("POST", "/v1/trim") => service.trim().map(|()| json!({})),
         ("GET", "/v1/orphans") => service.orphans(),

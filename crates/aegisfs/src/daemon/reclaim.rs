@@ -37,6 +37,7 @@ pub(super) fn trimming(store: &Store) -> Value {
     let mut answer = json!({
         "background": store.trim_options().background,
         "requested": store.trim_requested(),
+        "problem": store.trim_problem(),
         "waiting_bytes": sum(&|device| device.waiting_bytes),
         "unknown_bytes": sum(&|device| device.unknown_bytes),
         "discarded_bytes": sum(&|device| device.discarded_bytes),

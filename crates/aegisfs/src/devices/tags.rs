@@ -2,13 +2,15 @@
 
 use crate::failure::{Exit, Failure};
 use crate::places;
+use aegisfs_device::IMAGE_FILE_NAME;
 use aegisfs_format::layout::{HEADER_AREA_BYTES, SUPERBLOCK_BYTES, superblock_offset};
 use aegisfs_format::superblock::Superblock;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 /// Before a tag it keeps mount(8) from looking itself, which it does in vain: it does not know our superblocks.
@@ -64,8 +66,11 @@ pub(crate) fn resolve(word: &Path) -> Result<PathBuf, Failure> {
     if found.is_empty() {
         found = fitting(images());
     }
+    let pools: BTreeSet<_> =
+        found.iter().filter_map(|path| read_superblock(path)).map(|block| block.pool.0).collect();
     match &found[..] {
-        [device] => Ok(device.clone()),
+        // The members of one pool lead to each other.
+        [device, ..] if pools.len() == 1 => Ok(device.clone()),
         [] => {
             let message = format!("no device has {}", word.display());
             Err(Failure::new("E_NOT_FOUND", Exit::NotFound, message)
@@ -80,7 +85,7 @@ pub(crate) fn resolve(word: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// Every block device and partition that the kernel knows.
-fn block_devices() -> Vec<PathBuf> {
+pub(super) fn block_devices() -> Vec<PathBuf> {
     let list = std::fs::read_to_string("/proc/partitions").unwrap_or_default();
     list.lines().filter_map(|line| line.split_whitespace().nth(3)).filter_map(device_node).collect()
 }
@@ -91,7 +96,7 @@ fn device_node(name: &str) -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-fn images() -> Vec<PathBuf> {
+pub(super) fn images() -> Vec<PathBuf> {
     let list = std::fs::read(places::image_list()).unwrap_or_default();
     let lines = list.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| PathBuf::from(OsStr::from_bytes(line))).filter(|path| path.is_file()).collect()
@@ -130,7 +135,14 @@ fn write_list(known: &[PathBuf]) -> std::io::Result<()> {
 }
 
 /// The newest superblock of a device, whoever has it open.
-fn read_superblock(path: &Path) -> Option<Superblock> {
+pub(crate) fn read_superblock(path: &Path) -> Option<Superblock> {
+    let kind = std::fs::metadata(path).ok()?.file_type();
+    let inside = path.join(IMAGE_FILE_NAME);
+    let path = if kind.is_dir() { &inside } else { path };
+    // Whoever opens a pipe waits.
+    if !kind.is_dir() && !kind.is_file() && !kind.is_block_device() {
+        return None;
+    }
     let mut file = File::open(path).ok()?;
     let bytes = file.seek(SeekFrom::End(0)).ok()?;
     let last_area = bytes / 4096 * 4096;

@@ -15,6 +15,7 @@ mod kernel_ways;
 mod latency;
 mod lifecycle;
 mod many;
+mod members;
 mod messages;
 mod mounting;
 mod nfs_handles;

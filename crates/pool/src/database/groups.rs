@@ -2,6 +2,7 @@
 
 use super::Database;
 use crate::PoolError;
+use crate::slots::Placement;
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_device::AlignedBuffer;
@@ -141,6 +142,39 @@ impl Database {
             let start = u64::from(piece) * pages;
             PoolError::PageSums { database: self.number, first: start + first, last: start + last }
         })
+    }
+
+    /// The newest checksum block as it should be on the devices, and in which of its places; nothing while changes to it wait
+    /// in memory.
+    pub(super) fn sum_block_on_devices(
+        &self,
+        piece: u32,
+        group: u32,
+    ) -> Result<Option<(Vec<u8>, u64)>, PoolError> {
+        let first = group * PAGES_PER_GROUP as u32;
+        self.with_group(piece, first, false, |block, _| (block.encode(), block.generation % 2)).map(|found| {
+            let waits = self.groups.lock().dirty.contains(&(piece, group));
+            (!waits).then_some(found)
+        })
+    }
+
+    /// Reads what stands in one place of a checksum block, if any copy of that verifies.
+    pub(super) fn read_sum_block(
+        &self,
+        piece: u32,
+        group: u32,
+        copy: u64,
+        places: &[Placement],
+        out: &mut AlignedBuffer,
+    ) -> bool {
+        let place = SumBlockPlace { database: self.number, piece, group };
+        let offset = self.layout.sum_block_offset(group, copy);
+        let verifies = |slot: &Placement| {
+            self.pool.readable(*slot)
+                && self.pool.read_slot(*slot, offset, out).is_ok()
+                && SumBlock::decode(out, place).is_ok()
+        };
+        places.iter().any(verifies)
     }
 
     /// The bytes of a new piece's checksum blocks: both copies valid, no page written.

@@ -104,7 +104,7 @@ impl Database {
     }
 
     /// Reads a page from the devices; a copy that does not verify is healed from one that does.
-    fn read_stored(&self, page: u64, out: &mut [u8]) -> Result<(), PoolError> {
+    pub(super) fn read_stored(&self, page: u64, out: &mut [u8]) -> Result<(), PoolError> {
         let (piece, within) = self.locate(page);
         let (entry, generation) = self.page_entry(piece, within)?;
         if entry.counter == 0 {

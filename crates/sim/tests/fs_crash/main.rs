@@ -15,6 +15,7 @@ mod nested;
 mod old_records;
 mod oracle;
 mod player;
+mod returning;
 mod switches;
 
 use aegisfs_sim::{Plan, explore, tell};

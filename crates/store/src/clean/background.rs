@@ -61,7 +61,7 @@ impl Intensity {
     }
 
     /// Bytes moved in a second at most while others read or write.
-    const fn rate(self) -> Option<u64> {
+    pub(crate) const fn rate(self) -> Option<u64> {
         match self {
             Self::Low => Some(16 << 20),
             Self::Medium => Some(64 << 20),
@@ -69,7 +69,7 @@ impl Intensity {
         }
     }
 
-    fn from_raw(raw: u8) -> Self {
+    pub(crate) fn from_raw(raw: u8) -> Self {
         Self::ALL.into_iter().find(|known| *known as u8 == raw).unwrap_or_default()
     }
 }
@@ -81,11 +81,16 @@ pub(super) struct Orders {
     /// Bytes moved in a second at most; 0 is no limit.
     bandwidth: AtomicU64,
     paused: AtomicBool,
-    /// Everything that is worth anything, once.
-    everything: AtomicBool,
+    /// How often everything that is worth anything was to be cleaned, and how many of these wishes came true.
+    wishes: AtomicU64,
+    granted: AtomicU64,
 }
 
 impl Orders {
+    fn wants_everything(&self) -> bool {
+        self.granted.load(Ordering::Acquire) < self.wishes.load(Ordering::Acquire)
+    }
+
     fn bandwidth(&self) -> Option<u64> {
         Some(self.bandwidth.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
     }
@@ -183,7 +188,7 @@ impl Store {
         // What could not be read may have been healed, or its device be back.
         self.cleaner.stuck.lock().clear();
         self.cleaner.kept.lock().clear();
-        self.cleaner.orders.everything.store(true, Ordering::Release);
+        self.cleaner.orders.wishes.fetch_add(1, Ordering::AcqRel);
         self.cleaner.sleeper.wake();
     }
 
@@ -199,7 +204,7 @@ impl Store {
             bandwidth: orders.bandwidth(),
             paused: orders.paused.load(Ordering::Relaxed),
             running: self.cleaner.running.is_locked(),
-            requested: orders.everything.load(Ordering::Acquire),
+            requested: orders.wants_everything(),
             reclaimable_bytes,
             candidates: candidates.len() as u64,
             stuck: self.cleaner.stuck.lock().len() as u64,
@@ -210,7 +215,7 @@ impl Store {
     fn leaves_nothing_to_do(&self, seen: Option<Sequence>) -> bool {
         let orders = &self.cleaner.orders;
         let may_not = orders.paused.load(Ordering::Relaxed);
-        let has_seen = seen == Some(self.last_sequence()) && !orders.everything.load(Ordering::Acquire);
+        let has_seen = seen == Some(self.last_sequence()) && !orders.wants_everything();
         self.check_writable().is_err() || (self.pool.space().freeing == 0 && (may_not || has_seen))
     }
 
@@ -225,7 +230,7 @@ impl Store {
     }
 
     /// How often others than the cleaner have used the store: changes and chunks read.
-    fn used_by_others(&self) -> u64 {
+    pub(crate) fn used_by_others(&self) -> u64 {
         let (hits, misses) = self.cache.counts();
         let all = hits + misses + self.counters.transactions.load(Ordering::Relaxed);
         all.saturating_sub(self.cleaner.uses.load(Ordering::Relaxed))
@@ -355,7 +360,8 @@ fn run(store: &Store, stop: &AtomicBool) {
             settle(store, &mut waiting_since);
         }
         let last = store.last_sequence();
-        let everything = store.cleaner.orders.everything.load(Ordering::Acquire);
+        let wish = store.cleaner.orders.wishes.load(Ordering::Acquire);
+        let everything = store.cleaner.orders.wants_everything();
         if !goes_on() || (seen == Some(last) && !everything) || store.check_writable().is_err() {
             continue;
         }
@@ -371,7 +377,7 @@ fn run(store: &Store, stop: &AtomicBool) {
         if is_done || outcome.is_err() {
             seen = Some(store.last_sequence());
             if everything {
-                store.cleaner.orders.everything.store(false, Ordering::Release);
+                store.cleaner.orders.granted.fetch_max(wish, Ordering::AcqRel);
             }
         }
     }

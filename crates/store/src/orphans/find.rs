@@ -12,31 +12,38 @@ use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::{Segment, SegmentState, is_tombstone};
 use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
+use std::time::Instant;
 
 /// How often references to suspected chunks are looked for again.
 const LOOKS: u32 = 2;
+/// Entries of a table that are looked at in one go. What is being looked at the metadata keeps as it is, so that its pages
+/// are not free for others meanwhile.
+const AT_ONCE: usize = 20_000;
+
+/// Told a key and what stands there.
+type See<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError> + 'a;
 
 /// Orphans with the bytes that they take.
 type Found = Vec<(Orphan, u64)>;
 
 impl Store {
     /// Everything that nothing refers to, and whether there is more of some kind.
-    pub(super) fn look_for_orphans(&self, _watch: &Watch<'_>) -> Result<(Found, bool), StoreError> {
-        let mut found = self.unowned_slots()?;
+    pub(super) fn look_for_orphans(&self, watch: &Watch<'_>) -> Result<(Found, bool), StoreError> {
+        let mut found = self.unowned_slots(watch)?;
         let slots = found.len();
-        found.extend(self.forgotten_segments()?);
+        found.extend(self.forgotten_segments(watch)?);
         let segments = found.len() - slots;
         found.extend(self.unreaped_inodes()?);
         let inodes = found.len() - slots - segments;
-        let chunks = self.unreferenced_chunks()?;
+        let chunks = self.unreferenced_chunks(watch)?;
         let more = [slots, segments, inodes, chunks.len()].iter().any(|count| *count >= LISTED_MAX);
         found.extend(chunks);
         Ok((found, more))
     }
 
     /// Slots that count as used, without a segment or a piece of metadata that has them.
-    fn unowned_slots(&self) -> Result<Found, StoreError> {
-        self.scan_segments(&mut |_, segment| self.pool.acquit_slots(&segment.placements))?;
+    fn unowned_slots(&self, watch: &Watch<'_>) -> Result<Found, StoreError> {
+        self.scan_segments(watch, &mut |_, segment| self.pool.acquit_slots(&segment.placements))?;
         let bytes = self.pool.slot_bytes();
         let named = self.pool.suspected_slots(LISTED_MAX).into_iter().map(|slot| {
             let orphan = if slot.mapped { Orphan::MappedSlot(slot.place) } else { Orphan::Slot(slot.place) };
@@ -45,29 +52,64 @@ impl Store {
         Ok(named.collect())
     }
 
-    fn scan_segments(&self, visit: &mut dyn FnMut(SegmentId, Segment)) -> Result<(), StoreError> {
-        let mut problem = None;
-        self.view().scan(Table::Segments, &[], None, &mut |key, stored| {
-            match (key.first_chunk::<8>(), Segment::decode(stored)) {
-                (Some(id), Ok(segment)) => visit(SegmentId(u64::from_be_bytes(*id)), segment),
-                (None, _) => {
-                    problem = Some(StoreError::Inconsistent { what: "a segment's key is too short".into() });
+    fn scan_segments(
+        &self,
+        watch: &Watch<'_>,
+        visit: &mut dyn FnMut(SegmentId, Segment),
+    ) -> Result<(), StoreError> {
+        self.scan_in_steps(watch, Table::Segments, (&[], None), &mut |key, stored| {
+            let id = key
+                .first_chunk::<8>()
+                .ok_or_else(|| StoreError::Inconsistent { what: "a segment's key is too short".into() })?;
+            visit(SegmentId(u64::from_be_bytes(*id)), Segment::decode(stored)?);
+            Ok(())
+        })
+    }
+
+    /// Visits a range of a table, some entries at a time, as they are by then. What moves between two keys meanwhile may be
+    /// seen twice, or not at all.
+    fn scan_in_steps(
+        &self,
+        watch: &Watch<'_>,
+        table: Table,
+        (start, end): (&[u8], Option<&[u8]>),
+        visit: &mut See<'_>,
+    ) -> Result<(), StoreError> {
+        let mut from = start.to_vec();
+        loop {
+            let begun = Instant::now();
+            let (mut seen, mut last, mut outcome) = (0, None, Ok(()));
+            self.view().scan(table, &from, end, &mut |key, stored| {
+                seen += 1;
+                outcome = visit(key, stored);
+                if seen == AT_ONCE {
+                    last = Some(key.to_vec());
                 }
-                (_, Err(error)) => problem = Some(error.into()),
+                if last.is_some() || outcome.is_err() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
+            outcome?;
+            let Some(last) = last else { return Ok(()) };
+            // The next key that there can be.
+            from = last;
+            from.push(0);
+            if (watch.pace)(begun.elapsed()).is_break() {
+                return Err(StoreError::Stopped);
             }
-            if problem.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        problem.map_or(Ok(()), Err)
+        }
     }
 
     /// Segments that nobody appends to, and that are not sealed, or hold nothing.
-    fn forgotten_segments(&self) -> Result<Found, StoreError> {
+    fn forgotten_segments(&self, watch: &Watch<'_>) -> Result<Found, StoreError> {
         let mut suspects = Vec::new();
         // When nothing may be written, those that were open in a crash stay so.
         if self.check_writable().is_err() {
             return Ok(suspects);
         }
-        self.scan_segments(&mut |id, segment| {
+        self.scan_segments(watch, &mut |id, segment| {
             let is_one = is_forgotten(&segment) && !self.segments.holds(id);
             if is_one && suspects.len() < LISTED_MAX {
                 // With something living in it, it only cannot be cleaned as others are.
@@ -104,6 +146,7 @@ impl Store {
     /// Which of some segments chunks say that they lie in. Nothing new gets into one that nobody appends to.
     pub(super) fn segments_with_chunks(
         &self,
+        watch: &Watch<'_>,
         chosen: &[OrphanFound],
     ) -> Result<BTreeSet<SegmentId>, StoreError> {
         let asked: BTreeSet<SegmentId> = chosen
@@ -115,7 +158,7 @@ impl Store {
             .collect();
         let mut held = BTreeSet::new();
         if !asked.is_empty() {
-            self.scan_chunks(0..u64::MAX, &mut |_, descriptor| {
+            self.scan_chunks(watch, 0..u64::MAX, &mut |_, descriptor| {
                 let segment = descriptor.frame.segment;
                 if asked.contains(&segment) {
                     held.insert(segment);
@@ -165,21 +208,21 @@ impl Store {
     }
 
     /// Chunks that no extent refers to, whatever their counts say.
-    fn unreferenced_chunks(&self) -> Result<Found, StoreError> {
+    fn unreferenced_chunks(&self, watch: &Watch<'_>) -> Result<Found, StoreError> {
         let mut suspects = BTreeSet::new();
         let end = self.ids.chunks.next();
         let mut first = 0;
         while first < end && suspects.len() < LISTED_MAX {
             let range = first..(first + CHUNKS_PER_PASS).min(end);
             first = range.end;
-            suspects.append(&mut self.unreferenced_in(range, LISTED_MAX - suspects.len())?);
+            suspects.append(&mut self.unreferenced_in(watch, range, LISTED_MAX - suspects.len())?);
         }
         // A reference may have moved from where nobody had looked to where somebody had.
         for _ in 0..LOOKS {
             if suspects.is_empty() {
                 break;
             }
-            self.scan_references(&mut |chunk| {
+            self.scan_references(watch, &mut |chunk| {
                 suspects.remove(&chunk);
             })?;
         }
@@ -195,53 +238,43 @@ impl Store {
     }
 
     /// The first so many chunks of a range that no extent refers to.
-    fn unreferenced_in(&self, range: Range<u64>, most: usize) -> Result<BTreeSet<ChunkId>, StoreError> {
+    fn unreferenced_in(
+        &self,
+        watch: &Watch<'_>,
+        range: Range<u64>,
+        most: usize,
+    ) -> Result<BTreeSet<ChunkId>, StoreError> {
         let mut bits = Bits::new(range.clone());
-        self.scan_chunks(range, &mut |chunk, _| bits.set(chunk.0, true))?;
+        self.scan_chunks(watch, range, &mut |chunk, _| bits.set(chunk.0, true))?;
         if !bits.is_empty() {
-            self.scan_references(&mut |chunk| bits.set(chunk.0, false))?;
+            self.scan_references(watch, &mut |chunk| bits.set(chunk.0, false))?;
         }
         Ok(bits.iter().take(most).map(ChunkId).collect())
     }
 
     fn scan_chunks(
         &self,
+        watch: &Watch<'_>,
         range: Range<u64>,
         visit: &mut dyn FnMut(ChunkId, &Descriptor),
     ) -> Result<(), StoreError> {
         let (start, end) = (key::chunk(ChunkId(range.start)), key::chunk(ChunkId(range.end)));
-        let mut problem = None;
-        self.view().scan(Table::Chunks, &start, Some(&end), &mut |key, stored| {
-            match (key.first_chunk::<8>(), Descriptor::decode(stored)) {
-                (Some(id), Ok(Some(descriptor))) => visit(ChunkId(u64::from_be_bytes(*id)), &descriptor),
-                (_, Ok(_)) => {}
-                (_, Err(error)) => {
-                    problem = Some(error);
-                    return ControlFlow::Break(());
-                }
+        self.scan_in_steps(watch, Table::Chunks, (&start, Some(&end)), &mut |key, stored| {
+            if let (Some(id), Some(descriptor)) = (key.first_chunk::<8>(), Descriptor::decode(stored)?) {
+                visit(ChunkId(u64::from_be_bytes(*id)), &descriptor);
             }
-            ControlFlow::Continue(())
-        })?;
-        problem.map_or(Ok(()), |error| Err(error.into()))
+            Ok(())
+        })
     }
 
     /// Visits the chunk of every reference, of all versions.
-    fn scan_references(&self, visit: &mut dyn FnMut(ChunkId)) -> Result<(), StoreError> {
-        let mut problem = None;
-        self.view().scan(Table::Extents, &[], None, &mut |_, stored| {
-            if is_tombstone(stored) {
-                return ControlFlow::Continue(());
+    fn scan_references(&self, watch: &Watch<'_>, visit: &mut dyn FnMut(ChunkId)) -> Result<(), StoreError> {
+        self.scan_in_steps(watch, Table::Extents, (&[], None), &mut |_, stored| {
+            if !is_tombstone(stored) {
+                decode_window(stored)?.into_iter().for_each(|reference| visit(reference.chunk));
             }
-            match decode_window(stored) {
-                Ok(window) => window.into_iter().for_each(|reference| visit(reference.chunk)),
-                Err(error) => {
-                    problem = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
-            ControlFlow::Continue(())
-        })?;
-        problem.map_or(Ok(()), |error| Err(error.into()))
+            Ok(())
+        })
     }
 }
 

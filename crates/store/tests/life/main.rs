@@ -2,6 +2,7 @@
 
 mod cleaning;
 mod orphans;
+mod scrubbing;
 mod trimming;
 
 use aegisfs_base::{BranchId, InodeId, ManualClock, Rng, SeededRng, Sequence};

@@ -1,16 +1,18 @@
 //! Orphans are found and cleaned, and what only looks like one is not.
 
 use super::{HEAD, Settle, format, noise, options, read, write};
-use aegisfs_base::{BranchId, ChunkId, InodeId, ManualClock, Rng, SeededRng, SegmentId};
+use aegisfs_base::{BranchId, ChunkId, EpochId, InodeId, ManualClock, Rng, SeededRng, SegmentId};
 use aegisfs_device::{Device, MemoryDevice};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
-use aegisfs_format::value::{Segment, SegmentState};
+use aegisfs_format::value::{Segment, SegmentState, TOMBSTONE};
 use aegisfs_pool::{OpenOptions, Placement, Pool};
 use aegisfs_store::reap::orphan_inode_value;
 use aegisfs_store::{
-    CleanerThread, Intervals, Orphan, OrphanKind, Piece, Service, Store, Tables, TrimThread, open,
+    CleanerThread, Intervals, Orphan, OrphanKind, Piece, Service, Store, StoreError, Tables, TrimThread,
+    Upkeep, UpkeepOptions, open,
 };
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -122,6 +124,58 @@ fn planted_orphans_are_listed_and_cleaned_when_they_are_old() {
     let (store, _) = mount(&device, &rng);
     assert_eq!(store.check(true).unwrap().problems, []);
     assert_eq!(kinds(&store), []);
+}
+
+#[test]
+fn old_orphans_go_by_themselves() {
+    let rng = SeededRng::new(46);
+    let device = format(256 << 20, &rng);
+    let (store, clock) = mount(&device, &rng);
+    // What is trimmed is reaped before.
+    let options = UpkeepOptions { trim_every: Duration::ZERO, ..UpkeepOptions::default() };
+    let mut upkeep = Upkeep::new(&store, options);
+    let goes_on = |_| ControlFlow::Continue(());
+    let chunk = plant(&store, &rng);
+    let mut seen = Vec::new();
+    for _ in 0..30 {
+        clock.advance(Duration::from_secs(3600));
+        if let Some(done) = upkeep.step(&store, &goes_on).unwrap().orphans {
+            seen.push((done.cleaned.len(), done.young, done.kept));
+        }
+    }
+    // Every six hours, and after a day they are gone.
+    assert_eq!(seen, [(0, 4, 1), (0, 4, 1), (0, 4, 1), (0, 4, 1), (4, 0, 1)]);
+    assert_eq!(kinds(&store), [OrphanKind::Chunk]);
+    let remove = Op::Delete { table: Table::Chunks, key: key::chunk(chunk).to_vec() };
+    store.commit(HEAD, vec![remove], Vec::new()).unwrap();
+    assert_eq!(store.check(true).unwrap().problems, []);
+}
+
+/// With more in the metadata than is looked at in one go.
+#[test]
+fn a_look_that_is_told_to_stop_changes_nothing() {
+    let rng = SeededRng::new(47);
+    let device = format(256 << 20, &rng);
+    let (store, clock) = mount(&device, &rng);
+    write(&store, InodeId(10), &noise(&rng, 100_000)).unwrap();
+    for batch in 0..25u64 {
+        let one = |n| Op::Put {
+            table: Table::Extents,
+            key: key::versioned(&key::extents(InodeId(1 << 30), batch * 1000 + n), EpochId(1)),
+            value: TOMBSTONE.to_vec(),
+        };
+        store.commit(HEAD, (0..1000).map(one).collect(), Vec::new()).unwrap();
+    }
+    let places = store.pool().open_segment(SegmentId(1 << 40)).unwrap();
+    assert_eq!(kinds(&store), [OrphanKind::Slot]);
+    clock.advance(2 * DAY);
+    let mut upkeep = Upkeep::new(&store, UpkeepOptions { orphans_every: DAY, ..UpkeepOptions::default() });
+    clock.advance(DAY);
+    let stopped = upkeep.step(&store, &|_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(StoreError::Stopped)), "{stopped:?}");
+    assert!(store.pool().claim_slot(places[0]), "it is a segment's still");
+    // It is not forgotten either how old it is.
+    assert_eq!(store.clean_orphans(DAY, true).unwrap().cleaned.len(), 1);
 }
 
 #[test]

@@ -6,8 +6,9 @@ use aegisfs_device::{
     Device, DeviceError, DiscardLimits, Fault, FaultyDevice, MemoryDevice, Operation, StatsDevice,
 };
 use aegisfs_pool::{OpenOptions, Pool};
-use aegisfs_store::{Store, StoreOptions, TrimOptions, TrimThread, open};
-use std::sync::Arc;
+use aegisfs_store::{Store, StoreOptions, TrimOptions, TrimThread, Upkeep, UpkeepOptions, open};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 type Counted = Arc<StatsDevice<Arc<MemoryDevice>>>;
@@ -117,10 +118,11 @@ fn a_device_that_fails_to_discard_is_not_asked_again_by_itself() {
     assert_eq!(store.check(true).unwrap().problems, []);
 }
 
-/// A device of great units, which refuses everything else and everything after some time.
+/// A device of great units, which refuses everything else. Something may happen while it discards for the first time.
 struct Picky {
-    inner: Arc<MemoryDevice>,
+    inner: Arc<dyn Device>,
     limits: DiscardLimits,
+    first: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Device for Picky {
@@ -143,6 +145,9 @@ impl Device for Picky {
     fn discard(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
         assert_eq!(self.limits.inward(offset, length), Some((offset, length)), "no whole units");
         assert!(length <= self.limits.bytes_max, "{length} in one call");
+        if let Some(first) = self.first.lock().unwrap().take() {
+            first();
+        }
         self.inner.discard(offset, length)
     }
 
@@ -171,7 +176,7 @@ fn only_whole_units_are_discarded() {
     {
         let device = format(256 << 20, &rng);
         let limits = DiscardLimits::new(granularity, alignment, bytes_max);
-        let picky = Arc::new(Picky { inner: Arc::clone(&device), limits });
+        let picky = Arc::new(Picky { inner: device.clone(), limits, first: Mutex::default() });
         let store = mount_on(picky, TrimOptions::default(), &rng);
         fill(&store, &rng, 100);
         store.checkpoint().unwrap();
@@ -188,12 +193,70 @@ fn only_whole_units_are_discarded() {
     }
     let device = format(256 << 20, &rng);
     let limits = DiscardLimits { supported: false, ..DiscardLimits::default() };
-    let store = mount_on(Arc::new(Picky { inner: device, limits }), TrimOptions::default(), &rng);
+    let picky = Arc::new(Picky { inner: device, limits, first: Mutex::default() });
+    let store = mount_on(picky, TrimOptions::default(), &rng);
     fill(&store, &rng, 20);
     empty(&store, 20);
     store.request_trim().unwrap();
     let status = &store.pool().trim_status()[0];
     assert_eq!((status.calls, status.failures, status.supported), (0, 0, false));
+}
+
+/// The first pass fails at a slot, and meanwhile somebody asks for another one, which has to come by that slot again.
+#[test]
+fn what_is_asked_for_during_a_pass_is_done_after_it() {
+    let rng = SeededRng::new(36);
+    let faulty = Arc::new(FaultyDevice::new(format(256 << 20, &rng)));
+    let limits = DiscardLimits::new(4096, 0, u64::MAX);
+    let picky = Arc::new(Picky { inner: faulty.clone(), limits, first: Mutex::default() });
+    let store = mount_on(picky.clone(), OFF, &rng);
+    let asker = Arc::downgrade(&store);
+    let ask = move || asker.upgrade().unwrap().request_trim().unwrap();
+    *picky.first.lock().unwrap() = Some(Box::new(ask));
+    faulty.plan(Fault { operation: Some(Operation::Discard), ..Fault::once(Operation::Discard, 0) });
+    let thread = TrimThread::start(Arc::clone(&store)).unwrap();
+    store.request_trim().unwrap();
+    let patience = Instant::now();
+    while store.trim_requested() {
+        assert!(patience.elapsed() < Duration::from_secs(60), "it never ends");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(thread);
+    let status = &store.pool().trim_status()[0];
+    assert_eq!((status.failures, status.unknown_bytes, store.trim_problem()), (1, 0, None), "{status:?}");
+}
+
+#[test]
+fn a_pass_that_could_not_begin_says_why() {
+    let rng = SeededRng::new(37);
+    let device = Arc::new(FaultyDevice::new(format(256 << 20, &rng)));
+    let store = mount_on(device.clone(), OFF, &rng);
+    fill(&store, &rng, 3);
+    device.plan(Fault::lasting(Operation::Write, 0));
+    let told = store.request_trim().unwrap_err().to_string();
+    assert_eq!((store.trim_requested(), store.trim_problem()), (false, Some(told)));
+}
+
+#[test]
+fn once_a_day_everything_is_discarded() {
+    let rng = SeededRng::new(38);
+    let device = format(256 << 20, &rng);
+    let day = Duration::from_secs(86_400);
+    for (background, expected) in [(false, false), (true, true)] {
+        let clock = Arc::new(ManualClock::default());
+        let (pool, _) = Pool::open(vec![device.clone() as _], OpenOptions::default()).unwrap();
+        let trim = TrimOptions { background, ..TrimOptions::default() };
+        let (store, _) =
+            open(pool, &StoreOptions { trim, ..options() }, Arc::clone(&clock) as _, &rng).unwrap();
+        let mut upkeep = Upkeep::new(&store, UpkeepOptions::default());
+        let goes_on = |_| ControlFlow::Continue(());
+        clock.advance(day - Duration::from_secs(1));
+        assert!(!upkeep.step(&store, &goes_on).unwrap().trimmed);
+        assert!(store.pool().trim_status()[0].unknown_bytes > 200 << 20);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(upkeep.step(&store, &goes_on).unwrap().trimmed, expected);
+        assert_eq!(store.pool().trim_status()[0].unknown_bytes == 0, expected);
+    }
 }
 
 /// Others write meanwhile, on a device on which nearly everything is always being discarded.

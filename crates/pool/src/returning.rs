@@ -1,0 +1,141 @@
+//! A member that was away comes back: it is brought up to date while the pool is in use, and then counts again.
+//!
+//! 1. From [`Pool::begin_return`] on, what is written to its slots reaches it; nothing is read from it. Segments are still
+//!    placed without it.
+//! 2. What it missed is written to it: segments by the store, which knows them; pieces of databases by
+//!    [`Database::bring_up_to_date`](crate::Database::bring_up_to_date). The log needs nothing but a checkpoint: everything
+//!    behind that reaches it.
+//! 3. From [`Pool::place_on`] on new segments have a part of it as well, so that what was written without it can be stored
+//!    anew. Only then is nothing left that the others hold alone.
+//! 4. [`Pool::finish_return`] flushes it and notes on all that it is in.
+//!
+//! Until then it is out on all devices, so a crash or another failure at any time leaves it as stale as it was.
+
+use crate::PoolError;
+use crate::pool::{MemberState, Pool};
+use crate::slots::Placement;
+use aegisfs_base::limits::BLOCK_BYTES;
+use aegisfs_base::{DeviceIndex, SegmentId};
+use aegisfs_device::{AlignedBuffer, DeviceError};
+use aegisfs_format::slot::{SlotContent, SlotHeader};
+use aegisfs_format::superblock::Membership;
+use std::sync::atomic::Ordering;
+
+impl Pool {
+    /// Members that are there, and lack what was written without them.
+    pub fn stale_members(&self) -> Vec<DeviceIndex> {
+        let states = self.member_states();
+        let is_stale = |state: MemberState| matches!(state, MemberState::Out | MemberState::Returning);
+        (0..)
+            .map(DeviceIndex)
+            .zip(states)
+            .filter(|(_, state)| is_stale(*state))
+            .map(|(device, _)| device)
+            .collect()
+    }
+
+    /// Has a stale member get what is written from now on.
+    ///
+    /// # Errors
+    /// When the pool may not be written, or the member is not there.
+    pub fn begin_return(&self, device: DeviceIndex) -> Result<(), PoolError> {
+        if self.read_only() {
+            return Err(PoolError::ReadOnly);
+        }
+        self.member(device)?.returning.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Lets new segments be placed on a member that gets what is written.
+    pub fn place_on(&self, device: DeviceIndex) {
+        if self.is_returning(device) {
+            self.slots.lock().set_usable(device, true);
+        }
+    }
+
+    /// Whether what is written to a slot reaches it.
+    pub(crate) fn takes_writes(&self, (device, _): Placement) -> bool {
+        self.member(device).is_ok_and(crate::member::Member::takes_writes)
+    }
+
+    /// Whether a member still gets what is written; it does not after a write to it has failed.
+    pub fn is_returning(&self, device: DeviceIndex) -> bool {
+        self.member(device).is_ok_and(|member| !member.counted() && member.takes_writes())
+    }
+
+    pub(crate) fn stop_returning(&self, device: DeviceIndex, error: &DeviceError) {
+        if let Ok(member) = self.member(device)
+            && member.returning.swap(false, Ordering::AcqRel)
+        {
+            self.slots.lock().set_usable(device, false);
+            tracing::error!(%error, device = device.0, "a device that was coming back failed again and stays out");
+        }
+    }
+
+    /// Gives up bringing a member up to date.
+    pub fn abandon_return(&self, device: DeviceIndex) {
+        if let Ok(member) = self.member(device)
+            && member.returning.swap(false, Ordering::AcqRel)
+        {
+            self.slots.lock().set_usable(device, false);
+        }
+    }
+
+    /// Reads from a slot of a member that does not count, to see what it has already.
+    ///
+    /// # Errors
+    /// When the device is missing or fails.
+    pub fn read_returning(
+        &self,
+        (device, slot): Placement,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), PoolError> {
+        let member = self.member(device)?;
+        if slot.0 >= member.layout.slots {
+            return Err(PoolError::Absent { device, slot });
+        }
+        Ok(member.device.read_at(member.layout.slot_offset(slot) + offset, out)?)
+    }
+
+    /// The header that a slot of a segment should have, if it has not.
+    pub fn header_lacking(
+        &self,
+        place: Placement,
+        segment: SegmentId,
+        shards: (u8, u8),
+        member: u8,
+    ) -> Option<Vec<u8>> {
+        let right = self.header(place, SlotContent::Segment { segment, shards }, member);
+        let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
+        let read = self.read_returning(place, 0, &mut block);
+        let found = read.ok().and_then(|()| SlotHeader::decode(&block).ok());
+        // Somebody before may have written it.
+        let is_right =
+            found.is_some_and(|found| SlotHeader { incarnation: found.incarnation, ..right } == found);
+        (!is_right).then(|| right.encode())
+    }
+
+    /// Has a member count again that holds everything now. What was written to it is flushed first.
+    ///
+    /// # Errors
+    /// When it failed meanwhile, or a superblock cannot be written.
+    pub fn finish_return(&self, device: DeviceIndex) -> Result<(), PoolError> {
+        let mut state = self.state.lock();
+        let member = self.member(device)?;
+        if !self.is_returning(device) {
+            return Err(PoolError::Absent { device, slot: aegisfs_base::SlotIndex(0) });
+        }
+        member.flush().inspect_err(|error| self.stop_returning(device, error))?;
+        state.superblock.devices[usize::from(device.0)].membership = Membership::In;
+        // Its copy of the superblock is written with all others.
+        member.counted.store(true, Ordering::Release);
+        member.returning.store(false, Ordering::Release);
+        // Twice, so that both of its places are whole.
+        self.publish(&mut state)?;
+        self.publish(&mut state)?;
+        self.slots.lock().set_usable(device, true);
+        tracing::info!(device = device.0, "a device that was away holds everything again");
+        Ok(())
+    }
+}

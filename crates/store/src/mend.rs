@@ -1,0 +1,158 @@
+//! Cells of a segment compared with what they should be, on some of its devices, and written anew where they are not.
+//!
+//! What a cell should be any sound one of its row tells. Nothing is written over a sound cell, and nothing where the segment
+//! is gone by then: its slots may be another's.
+
+use crate::StoreError;
+use crate::store::Store;
+use aegisfs_base::SegmentId;
+use aegisfs_base::limits::BLOCK_BYTES;
+use aegisfs_device::AlignedBuffer;
+use aegisfs_format::slot::SLOT_HEADER_BYTES;
+use aegisfs_format::value::Segment;
+use aegisfs_pool::Placement;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// What was found when cells were compared, and done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Compared {
+    /// Cells that were read, each copy counted.
+    pub(crate) cells: u64,
+    /// Their bytes.
+    pub(crate) bytes: u64,
+    /// Cells and headers that were not what they should be.
+    pub(crate) damaged: u64,
+    /// Of those, how many were written anew.
+    pub(crate) repaired: u64,
+    /// Bytes written.
+    pub(crate) written: u64,
+    /// Rows of which no cell is sound, with something in them that is referred to.
+    pub(crate) lost: u64,
+}
+
+/// Told after each row how many bytes were read and how long that took; says whether to go on, and takes its time.
+pub(crate) type Pace<'a> = dyn Fn(u64, Duration) -> ControlFlow<()> + 'a;
+
+impl Store {
+    /// Compares the cells of a sealed segment in some of its places, and mends them if that is wanted. Nothing is returned
+    /// when it was told to stop, or the segment is gone.
+    pub(crate) fn compare_cells(
+        &self,
+        id: SegmentId,
+        segment: &Segment,
+        wanted: &dyn Fn(Placement) -> bool,
+        mends: bool,
+        pace: &Pace<'_>,
+    ) -> Result<Option<Compared>, StoreError> {
+        let places: Vec<(u8, Placement)> =
+            (0..).zip(segment.placements.iter().copied()).filter(|(_, place)| wanted(*place)).collect();
+        let mut found = Compared::default();
+        if !self.compare_headers(id, segment, &places, mends, &mut found)? {
+            return Ok(None);
+        }
+        let end = if segment.end > 0 { segment.end } else { self.pool.slot_bytes() as u32 };
+        let rows = if segment.rows > 0 { segment.rows } else { u32::MAX };
+        let (mut offset, mut gap) = (SLOT_HEADER_BYTES as u32, None);
+        while offset + BLOCK_BYTES as u32 <= end {
+            let begun = Instant::now();
+            let Some((cell, bytes)) = self.sound_cell(id, segment, offset) else {
+                // A row that was cut off, or damage in all copies; cells behind it are whole all the same.
+                gap = gap.or(Some(offset));
+                offset += BLOCK_BYTES as u32;
+                continue;
+            };
+            self.note_gap(id, gap.take(), offset, &mut found)?;
+            for (number, place) in &places {
+                let right = cell.copy_for(*number, &bytes);
+                found.cells += 1;
+                found.bytes += right.len() as u64;
+                if self.holds_already(*place, offset, &right) {
+                    continue;
+                }
+                found.damaged += 1;
+                if mends {
+                    let write = || Ok(self.pool.write_slot(*place, u64::from(offset), &right)?);
+                    if !self.while_there(id, write)? {
+                        return Ok(None);
+                    }
+                    found.repaired += 1;
+                    found.written += right.len() as u64;
+                }
+            }
+            offset += cell.cell_bytes;
+            if pace(bytes.len() as u64 * places.len() as u64, begun.elapsed()).is_break() {
+                return Ok(None);
+            }
+            if cell.place.row.0.saturating_add(1) >= rows {
+                offset = end;
+            }
+        }
+        self.note_gap(id, gap, end, &mut found)?;
+        Ok(Some(found))
+    }
+
+    fn compare_headers(
+        &self,
+        id: SegmentId,
+        segment: &Segment,
+        places: &[(u8, Placement)],
+        mends: bool,
+        found: &mut Compared,
+    ) -> Result<bool, StoreError> {
+        for (number, place) in places {
+            let Some(right) = self.pool.header_lacking(*place, id, segment.shards, *number) else { continue };
+            let mut is_wrong = true;
+            let is_there = self.while_there(id, || {
+                // It may only have been another segment's by then.
+                is_wrong = self.pool.header_lacking(*place, id, segment.shards, *number).is_some();
+                if is_wrong && mends { Ok(self.pool.write_slot(*place, 0, &right)?) } else { Ok(()) }
+            })?;
+            if !is_there {
+                return Ok(false);
+            }
+            found.damaged += u64::from(is_wrong);
+            found.repaired += u64::from(is_wrong && mends);
+            found.written += if is_wrong && mends { right.len() as u64 } else { 0 };
+        }
+        Ok(true)
+    }
+
+    /// Where no cell is sound something may be lost; or there was none.
+    fn note_gap(
+        &self,
+        id: SegmentId,
+        gap: Option<u32>,
+        end: u32,
+        found: &mut Compared,
+    ) -> Result<(), StoreError> {
+        if let Some(start) = gap {
+            let chunks = self.chunks_in(id, start..end)?;
+            if chunks > 0 {
+                found.lost += 1;
+                tracing::error!(segment = id.0, start, end, chunks, "no copy of a row is sound");
+            }
+        }
+        Ok(())
+    }
+
+    fn holds_already(&self, place: Placement, offset: u32, right: &[u8]) -> bool {
+        let mut found = AlignedBuffer::zeroed(right.len());
+        self.pool.read_returning(place, u64::from(offset), &mut found).is_ok() && found[..] == *right
+    }
+
+    /// Writes to a segment's slots while they are its own. Says whether it was still there.
+    fn while_there(
+        &self,
+        id: SegmentId,
+        write: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        // While this is held no slot is given to anybody else.
+        let _held = self.healing.lock();
+        let is_there = self.read_segment(id)?.is_some();
+        if is_there {
+            write()?;
+        }
+        Ok(is_there)
+    }
+}

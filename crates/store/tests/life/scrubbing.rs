@@ -1,0 +1,207 @@
+//! Scrubs find what rotted on any device and mend it, and go on where they were.
+
+use super::{noise, options, read, write};
+use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
+use aegisfs_device::{AlignedBuffer, Device, MemoryDevice};
+use aegisfs_format::value::{Scrub, ScrubState};
+use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
+use aegisfs_store::{ScrubThread, Store, create, open};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const BYTES: u64 = 256 << 20;
+const BLOCK: u64 = 4096;
+
+fn format(devices: usize, rng: &dyn Rng) -> Vec<Arc<MemoryDevice>> {
+    let names = ["a", "b", "c"];
+    let devices: Vec<_> =
+        names[..devices].iter().map(|name| Arc::new(MemoryDevice::new(*name, BYTES))).collect();
+    let all = devices.iter().map(|device| Arc::clone(device) as Arc<dyn Device>).collect();
+    let pool = Pool::create(all, &CreateOptions::default(), &ManualClock::default(), rng).unwrap();
+    create(&pool, &[]).unwrap();
+    devices
+}
+
+fn mount(devices: &[Arc<MemoryDevice>], rng: &dyn Rng) -> Arc<Store> {
+    let all = devices.iter().map(|device| Arc::clone(device) as Arc<dyn Device>).collect();
+    let (pool, _) = Pool::open(all, OpenOptions::default()).unwrap();
+    Arc::new(open(pool, &options(), Arc::new(ManualClock::default()), rng).unwrap().0)
+}
+
+fn fill(store: &Store, rng: &dyn Rng) -> Vec<Vec<u8>> {
+    let contents: Vec<Vec<u8>> = (0..30).map(|n| noise(rng, 100_000 * (1 + n % 7))).collect();
+    for (id, data) in (10..).zip(&contents) {
+        write(store, InodeId(id), data).unwrap();
+    }
+    store.sync().unwrap();
+    contents
+}
+
+/// Random bytes in one block of so many, the header areas aside.
+fn rot(device: &MemoryDevice, one_in: u64, rng: &dyn Rng) {
+    let header = aegisfs_format::layout::HEADER_AREA_BYTES;
+    for offset in (header..device.bytes() - header).step_by(BLOCK as usize) {
+        if rng.below(one_in) == 0 {
+            let mut block = AlignedBuffer::zeroed(BLOCK as usize);
+            rng.fill(&mut block);
+            device.write_at(offset, &block).unwrap();
+        }
+    }
+}
+
+fn scrub(store: &Store, repairs: bool) -> Scrub {
+    assert!(store.start_scrub(repairs).unwrap());
+    store.scrub(&|| true).unwrap();
+    let done = store.scrub_status().unwrap().unwrap();
+    assert_eq!(done.state, ScrubState::Done);
+    done
+}
+
+#[test]
+fn what_rotted_on_one_mirror_is_mended() {
+    let rng = SeededRng::new(61);
+    let devices = format(2, &rng);
+    let store = mount(&devices, &rng);
+    let contents = fill(&store, &rng);
+    let clean = scrub(&store, true);
+    assert_eq!((clean.counts.damaged, clean.counts.lost), (0, 0), "{clean:?}");
+    assert!(clean.counts.segments > 0 && clean.counts.cells > 20 && clean.counts.pages > 10, "{clean:?}");
+    store.close().unwrap();
+    drop(store);
+
+    rot(&devices[1], 10, &rng);
+    let store = mount(&devices, &rng);
+    let looked = scrub(&store, false);
+    assert!(looked.counts.damaged > 10 && looked.counts.repaired == 0, "{looked:?}");
+    assert_eq!(looked.counts.lost, 0);
+    let mended = scrub(&store, true);
+    assert!(mended.counts.damaged > 10, "{mended:?}");
+    assert_eq!((mended.counts.damaged, mended.counts.lost), (mended.counts.repaired, 0), "{mended:?}");
+    let again = scrub(&store, true);
+    assert_eq!((again.counts.damaged, again.counts.lost), (0, 0), "{again:?}");
+    assert_eq!(store.check(true).unwrap().problems, []);
+    store.close().unwrap();
+    drop(store);
+
+    // The one that had rotted holds everything alone now.
+    let alone = OpenOptions { degraded: true, ..OpenOptions::default() };
+    let (pool, _) = Pool::open(vec![devices[1].clone() as _], alone).unwrap();
+    let (store, _) = open(pool, &options(), Arc::new(ManualClock::default()), &rng).unwrap();
+    for (id, data) in (10..).zip(&contents) {
+        assert!(read(&store, InodeId(id)) == *data, "inode {id} reads wrong");
+    }
+}
+
+#[test]
+fn what_rotted_on_all_mirrors_is_told_and_left() {
+    let rng = SeededRng::new(62);
+    for count in [1, 2] {
+        let devices = format(count, &rng);
+        let store = mount(&devices, &rng);
+        fill(&store, &rng);
+        assert!(store.start_scrub(true).unwrap(), "what is open is sealed");
+        let mut places = Vec::new();
+        store
+            .each_segment(&mut |_, segment| {
+                places = segment.placements;
+                std::ops::ControlFlow::Break(())
+            })
+            .unwrap();
+        // A whole megabyte of the first segment, wherever it is.
+        let rotten = AlignedBuffer::zeroed(1 << 20);
+        for place in &places {
+            store.pool().write_slot(*place, 4096, &rotten).unwrap();
+        }
+        store.scrub(&|| true).unwrap();
+        let done = store.scrub_status().unwrap().unwrap();
+        assert!(done.counts.lost > 0, "{done:?}");
+        assert_eq!((done.counts.damaged, done.counts.repaired), (0, 0), "{done:?}");
+        assert_ne!(store.check(true).unwrap().problems, []);
+    }
+}
+
+#[test]
+fn a_scrub_waits_goes_on_and_ends_as_it_is_told() {
+    let rng = SeededRng::new(63);
+    let devices = format(2, &rng);
+    let store = mount(&devices, &rng);
+    fill(&store, &rng);
+    assert!(!store.order_scrub(ScrubState::Paused).unwrap(), "there is none");
+    assert!(store.start_scrub(true).unwrap());
+    assert!(!store.start_scrub(true).unwrap(), "one is enough");
+    // Told to wait after its first step.
+    let steps = std::cell::Cell::new(0);
+    let goes_on = || {
+        steps.set(steps.get() + 1);
+        if steps.get() == 40 {
+            store.order_scrub(ScrubState::Paused).unwrap();
+        }
+        true
+    };
+    store.scrub(&goes_on).unwrap();
+    let waiting = store.scrub_status().unwrap().unwrap();
+    assert_eq!(waiting.state, ScrubState::Paused, "{waiting:?}");
+    store.sync().unwrap();
+    drop(store);
+
+    // As after a crash. It is known how far it was, and it waits still.
+    let store = mount(&devices, &rng);
+    assert_eq!(store.scrub_status().unwrap(), Some(waiting));
+    let thread = ScrubThread::start(Arc::clone(&store)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(store.scrub_status().unwrap(), Some(waiting));
+    assert!(store.order_scrub(ScrubState::Running).unwrap());
+    let patience = Instant::now();
+    while store.scrub_status().unwrap().unwrap().state != ScrubState::Done {
+        assert!(patience.elapsed() < Duration::from_secs(60), "{:?}", store.scrub_status());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let done = store.scrub_status().unwrap().unwrap();
+    assert!(
+        done.counts.cells >= waiting.counts.cells && done.counts.pages > 0,
+        "{done:?}, {waiting:?} before"
+    );
+    assert!(!store.order_scrub(ScrubState::Cancelled).unwrap());
+    drop(thread);
+
+    assert!(store.start_scrub(false).unwrap());
+    assert!(store.order_scrub(ScrubState::Cancelled).unwrap());
+    store.scrub(&|| true).unwrap();
+    assert_eq!(store.scrub_status().unwrap().unwrap().state, ScrubState::Cancelled);
+}
+
+/// Others write, delete and clean meanwhile.
+#[test]
+fn a_scrub_beside_others_finds_nothing_wrong() {
+    let rng = SeededRng::new(64);
+    let devices = format(2, &rng);
+    let store = mount(&devices, &rng);
+    fill(&store, &rng);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (store, stop) = (&store, &stop);
+        scope.spawn(move || {
+            let rng = SeededRng::new(65);
+            for n in 0u64.. {
+                if stop.load(std::sync::atomic::Ordering::Acquire) {
+                    return;
+                }
+                let bytes = 1 + rng.below(400_000) as usize;
+                write(store, InodeId(10 + n % 40), &noise(&rng, bytes)).unwrap();
+                if n % 16 == 0 {
+                    store.clean(1 << 20).unwrap();
+                }
+            }
+        });
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            let done = scrub(store, true);
+            if done.counts.damaged + done.counts.lost > 0 {
+                stop.store(true, std::sync::atomic::Ordering::Release);
+                panic!("{done:?}");
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Release);
+    });
+    assert_eq!(store.check(true).unwrap().problems, []);
+}
