@@ -3,6 +3,7 @@
 mod members;
 mod reclaim;
 mod scrubbing;
+mod threads;
 
 use crate::commands::format::describe_redundancy as redundancy_name;
 use crate::control::{Server, Service};
@@ -12,11 +13,10 @@ use crate::settings::{Settings, Wanted};
 use crate::{devices, output, panics, places};
 use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_device::Device;
-use aegisfs_fs::{Flusher, Fs, FsOptions};
+use aegisfs_fs::{Fs, FsOptions};
 use aegisfs_fuse::{FsFace, Mount, MountEntry, MountOptions, Session, SessionOptions};
-use aegisfs_store::{
-    CleanerThread, Intensity, ReturnThread, ScrubThread, Store, StoreOptions, TrimThread, UpkeepThread,
-};
+use aegisfs_pool::Pool;
+use aegisfs_store::{Intensity, Store, StoreOptions};
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -25,17 +25,19 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use threads::Threads;
 
 /// Files that the status names as used most.
 const HOTTEST: usize = 10;
-/// Threads that write files out; compression has its own.
-const FLUSHERS: usize = 2;
 /// How far the kernel reads ahead.
 const READ_AHEAD_KIB: u32 = 2048;
 /// How many written bytes the kernel may hold of a mount: what a crash can take of files that nobody synced.
 const KERNEL_DIRTY_BYTES_MAX: u64 = 64 << 20;
 /// Less likely than others to be killed when memory runs out.
 const OOM_SCORE: &str = "-500";
+
+/// The device that a mount is based on.
+type Disk = Arc<dyn Device>;
 
 /// A mounted filesystem.
 struct Daemon {
@@ -50,7 +52,7 @@ struct Daemon {
     /// The mount's device number; another mount may come to be on the same directory.
     number: Option<String>,
     read_only: bool,
-    disk: Arc<dyn Device>,
+    disk: Disk,
     /// The kernel keeps others away from the disk while it is mounted.
     block: bool,
 }
@@ -204,13 +206,8 @@ impl Service for Daemon {
 /// What is running for a mount, in the order in which it ends.
 struct Running {
     server: Server,
-    flusher: Option<Flusher>,
-    service: Option<aegisfs_store::Service>,
-    cleaner: Option<CleanerThread>,
-    trimmer: Option<TrimThread>,
-    upkeep: Option<UpkeepThread>,
-    returner: Option<ReturnThread>,
-    scrubber: Option<ScrubThread>,
+    /// Of a mount that may write.
+    threads: Option<Threads>,
     daemon: Arc<Daemon>,
 }
 
@@ -271,20 +268,7 @@ fn start(
     log: &Path,
 ) -> Result<(Arc<Daemon>, Arc<Ending>), Failure> {
     let read_only = options.kernel.read_only;
-    let members = devices::open_members(named, read_only)?;
-    let (pool, opening) = devices::open_pool_on(&members, read_only, options.degraded)?;
-    let disk = Arc::clone(&members[0].device);
-    let members: Vec<PathBuf> = members.into_iter().map(|member| member.path).collect();
-    members.iter().for_each(|path| devices::remember(path));
-    for missing in opening.missing.iter().chain(&opening.absent) {
-        tracing::warn!(device = missing, "a device of the pool is missing");
-    }
-    for stale in &opening.stale {
-        tracing::warn!(device = stale, "a device was left out, and lacks what was written without it");
-    }
-    if opening.dirty {
-        tracing::info!("it was not unmounted the last time; the log is replayed");
-    }
+    let (members, disk, pool) = open_pool(named, options)?;
     let clock = Arc::new(SystemClock::default());
     take_options(&mut settings, options)?;
     let store_options = StoreOptions { read_only, ..settings.store_options() };
@@ -308,19 +292,7 @@ fn start(
         ..settings.fs_options()
     };
     let fs = Arc::new(Fs::mount(Arc::clone(&store), fs_options)?);
-    let service = writable
-        .then(|| aegisfs_store::Service::start(Arc::clone(&store), settings.intervals()))
-        .transpose()?;
-    store.set_cleaning_intensity(settings.cleaning_intensity());
-    store.set_cleaning_bandwidth(settings.cleaning_bandwidth());
-    let cleaner = writable.then(|| CleanerThread::start(Arc::clone(&store))).transpose()?;
-    let trimmer = writable.then(|| TrimThread::start(Arc::clone(&store))).transpose()?;
-    let upkeep = writable.then(|| UpkeepThread::start(Arc::clone(&store), settings.upkeep())).transpose()?;
-    // Whoever was away may be back, or something written while it was.
-    let is_several = writable && store.pool().member_states().len() > 1;
-    let returner = is_several.then(|| ReturnThread::start(Arc::clone(&store))).transpose()?;
-    let scrubber = writable.then(|| ScrubThread::start(Arc::clone(&store))).transpose()?;
-    let flusher = writable.then(|| Flusher::start(Arc::clone(&fs), FLUSHERS)).transpose()?;
+    let threads = writable.then(|| Threads::start(&store, &fs, &settings)).transpose()?;
     let mut kernel = options.kernel.clone();
     kernel.read_only = !writable;
     let fuseblk = settings.fuseblk(options.fuseblk.as_deref())?;
@@ -352,19 +324,29 @@ fn start(
     });
     let _ = std::fs::remove_file(places::last_words(&uuid));
     let server = Server::start(&places::socket(&uuid), Arc::clone(&daemon) as Arc<dyn Service>)?;
-    let running = Running {
-        server,
-        flusher,
-        service,
-        cleaner,
-        trimmer,
-        upkeep,
-        returner,
-        scrubber,
-        daemon: Arc::clone(&daemon),
-    };
+    let running = Running { server, threads, daemon: Arc::clone(&daemon) };
     *ending.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
     Ok((daemon, ending))
+}
+
+/// Opens the pool, and says where its members are, and on which device the mount is based.
+fn open_pool(named: &[PathBuf], options: &Options) -> Result<(Vec<PathBuf>, Disk, Arc<Pool>), Failure> {
+    let read_only = options.kernel.read_only;
+    let members = devices::open_members(named, read_only)?;
+    let (pool, opening) = devices::open_pool_on(&members, read_only, options.degraded)?;
+    let disk = Arc::clone(&members[0].device);
+    let members: Vec<PathBuf> = members.into_iter().map(|member| member.path).collect();
+    members.iter().for_each(|path| devices::remember(path));
+    for missing in opening.missing.iter().chain(&opening.absent) {
+        tracing::warn!(device = missing, "a device of the pool is missing");
+    }
+    for stale in &opening.stale {
+        tracing::warn!(device = stale, "a device was left out, and lacks what was written without it");
+    }
+    if opening.dirty {
+        tracing::info!("it was not unmounted the last time; the log is replayed");
+    }
+    Ok((members, disk, pool))
 }
 
 /// What the mount's own options say comes before the settings.
@@ -459,17 +441,12 @@ fn settle_kernel(mounted: &Mount, bound: bool) {
 
 /// Ends in order: everything written out, one last checkpoint, nobody to talk to any more.
 fn finish(running: Running, held: bool) -> Result<(), Failure> {
-    let Running { server, flusher, service, cleaner, trimmer, upkeep, returner, scrubber, daemon } = running;
+    let Running { server, threads, daemon } = running;
     // The kernel ended the connection without a word, and may have let go of the device already.
     if daemon.block && !held {
         guard(&daemon)?;
     }
-    drop(scrubber);
-    drop(returner);
-    drop(upkeep);
-    drop(trimmer);
-    drop(cleaner);
-    drop(flusher);
+    let service = threads.map(Threads::end);
     let synced = if daemon.read_only { Ok(()) } else { daemon.fs.sync() };
     drop(server);
     drop(service);

@@ -232,7 +232,7 @@ impl ReturnThread {
                 }
             }
             Err(StoreError::Stopped) => {
-                tracing::warn!("a device is not up to date yet; the next mount goes on")
+                tracing::warn!("a device is not up to date yet; the next mount goes on");
             }
             Err(error) => tracing::error!(%error, "a device could not be brought up to date"),
         };

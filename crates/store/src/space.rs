@@ -200,7 +200,9 @@ impl Store {
         for _ in 0..RESERVE_ATTEMPTS {
             let free = self.placeable_bytes();
             // Nothing is promised that is not to be had: two who ask at once must not refuse each other.
-            if let Some(promise) = Share::within(wanted, &self.space.promised, free.saturating_sub(leave)) {
+            let promise =
+                free.checked_sub(leave).and_then(|most| Share::within(wanted, &self.space.promised, most));
+            if let Some(promise) = promise {
                 return Ok(promise);
             }
             let taken = self.space.promised.load(Ordering::Acquire) + wanted + leave;

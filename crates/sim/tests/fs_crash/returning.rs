@@ -177,7 +177,7 @@ fn what_is_written_meanwhile_is_there_as_well() {
                 put(&fs, format!("meanwhile-{}", calls.get()).as_bytes(), seed + calls.get(), 20_000)
                     .unwrap();
             }
-            if calls.get() % 5 == 0 {
+            if calls.get().is_multiple_of(5) {
                 fs.store().checkpoint().unwrap();
             }
             true

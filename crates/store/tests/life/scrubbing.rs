@@ -188,7 +188,7 @@ fn a_scrub_beside_others_finds_nothing_wrong() {
                 }
                 let bytes = 1 + rng.below(400_000) as usize;
                 write(store, InodeId(10 + n % 40), &noise(&rng, bytes)).unwrap();
-                if n % 16 == 0 {
+                if n.is_multiple_of(16) {
                     store.clean(1 << 20).unwrap();
                 }
             }
