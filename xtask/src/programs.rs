@@ -14,7 +14,7 @@ use std::time::Instant;
 /// Whether the kernel lets filesystems use io_uring; not there where it cannot.
 pub(crate) const RINGS_SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 /// The scripts, those that take longest first, so that none of these is left alone at the end.
-const SCRIPTS: [&str; 17] = [
+const SCRIPTS: [&str; 18] = [
     "fill",
     "aging",
     "stress_ng",
@@ -31,6 +31,7 @@ const SCRIPTS: [&str; 17] = [
     "kill_sqlite",
     "kill_cleaner",
     "full_of_pieces",
+    "failing_disk",
     "git",
 ];
 /// Scripts that run at a time: each has an image and a mount of its own, and waits for flushes most of the time.

@@ -35,12 +35,14 @@ const PACKAGES: [Package; 12] = [
 const POSTGRESQL: Package = Package { program: "pg_createcluster", package: "postgresql" };
 
 /// What runs on a mount because people run it there.
-const PROGRAM_PACKAGES: [Package; 5] = [
+const PROGRAM_PACKAGES: [Package; 7] = [
     POSTGRESQL,
     Package { program: "borg", package: "borgbackup" },
     Package { program: "restic", package: "restic" },
     Package { program: "npm", package: "npm" },
     Package { program: "ps", package: "procps" },
+    Package { program: "nbdkit", package: "nbdkit" },
+    Package { program: "nbdfuse", package: "libnbd-bin" },
 ];
 
 /// What only the benchmark compares with.
