@@ -55,6 +55,8 @@ pub enum Edge {
     MovedIsNotDamage,
     /// A copy is healed only where its chunk still is.
     HealRechecked,
+    /// A chunk is moved only from where it still is.
+    MovedOnlyFromWhereItWas,
     /// A run is pointed elsewhere only where it still refers to what was read for it.
     RepointedOnlyWhatItWas,
     /// A member that comes back counts only when nothing is left that the others hold alone.

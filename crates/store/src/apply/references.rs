@@ -123,7 +123,8 @@ impl References {
         let charged = u64::from(to.charged_bytes);
         self.segments.entry(to.frame.segment).or_default().written += charged;
         let Some(descriptor) = self.touch(tables, chunk)? else { return Ok(()) };
-        if (descriptor.frame.segment, descriptor.frame.slot_offset) != from {
+        let is_there = (descriptor.frame.segment, descriptor.frame.slot_offset) == from;
+        if !is_there && !removed(Edge::MovedOnlyFromWhereItWas) {
             return Ok(());
         }
         let Descriptor { references, referred_bytes, .. } = *descriptor;

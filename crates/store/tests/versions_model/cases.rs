@@ -1,5 +1,6 @@
 //! Single cases that once were wrong, or that random histories rarely reach.
 
+use aegisfs_base::sabotage::{Edge, without};
 use aegisfs_base::{
     BranchId, ChunkId, EpochId, InodeId, RowIndex, SegmentId, Sequence, SlotIndex, Timestamp,
 };
@@ -172,6 +173,9 @@ fn a_chunk_moves_only_from_where_it_is() {
     let found = numbered(&tables, 2).unwrap();
     assert_eq!((found.live_bytes, found.written_bytes), (0, 14), "both were written in vain");
     assert_eq!(segment(&tables).unwrap().live_bytes, 10);
+    // What would be believed without that look.
+    without(Edge::MovedOnlyFromWhereItWas, || commit(&mut tables, 4, vec![move_from(1, 9)]).unwrap());
+    assert_ne!(chunk(&tables), before);
 }
 
 #[test]
