@@ -114,7 +114,10 @@ fn others_of(named: &[PathBuf]) -> Vec<PathBuf> {
     let known = known();
     let find = |entry: &DeviceEntry| {
         let last = PathBuf::from(OsStr::from_bytes(&entry.path));
-        std::iter::once(&last).chain(&known).find(|path| is_one(path, entry.uuid)).cloned()
+        let is_file = last.is_file();
+        let last = std::iter::once(&last);
+        let fits = |path: &&PathBuf| is_one(path, entry.uuid);
+        if is_file { known.iter().chain(last).find(fits) } else { last.chain(&known).find(fits) }.cloned()
     };
     wanted.into_iter().filter_map(find).collect()
 }

@@ -229,6 +229,12 @@ impl Database {
         Ok(entries)
     }
 
+    /// Lets go of its slots, which are about to be another's: nothing is read or written through it any more.
+    pub fn let_go(&self) {
+        let _writing = self.sync.lock();
+        self.pieces.write().clear();
+    }
+
     /// Writes buffered pages and the checksum blocks they change, then flushes.
     fn sync(&self) -> Result<(), PoolError> {
         let _writing = self.sync.lock();

@@ -64,7 +64,24 @@ impl Pool {
             tracing::error!(%error, "a device does not answer and is left out");
         }
         let chosen = choose(&found)?;
-        let superblock = found[chosen].1.superblock.clone();
+        let mut superblock = found[chosen].1.superblock.clone();
+        let mut outdated = Vec::new();
+        for (device, block) in &found {
+            if let Some(index) = find(&superblock, own_uuid(&block.superblock))
+                && superblock.devices[index].membership == Membership::In
+                && is_outdated(&block.superblock, &superblock)
+            {
+                outdated.push((index, block.superblock.generation.next()));
+                let device = device.describe();
+                tracing::error!(
+                    device,
+                    "it is an old copy of the member that it says it is, and is left out"
+                );
+            }
+        }
+        for (index, since) in outdated {
+            superblock.devices[index].membership = Membership::Out { since };
+        }
         let map = found[chosen].1.map.clone();
         let writable = !options.read_only && superblock.writable();
         let mut opening = Opening {
@@ -151,7 +168,12 @@ fn choose(found: &[(Arc<dyn Device>, Found)]) -> Result<usize, PoolError> {
                     uuid: own_uuid(this),
                 });
             }
-            if !related(this, that) || (calls_out(this, that) && calls_out(that, this)) {
+            // Of two that call each other out one may have been left behind, by a third that the other one joined later.
+            let apart = calls_out(this, that)
+                && calls_out(that, this)
+                && !left_behind(this, that)
+                && !left_behind(that, this);
+            if !related(this, that) || apart {
                 return Err(PoolError::Split { first: earlier.describe(), second: device.describe() });
             }
         }
@@ -212,6 +234,12 @@ fn left_behind(superblock: &Superblock, other: &Superblock) -> bool {
         Some(Membership::Out { since }) => other.generation < since,
         Some(Membership::In) | None => false,
     }
+}
+
+/// Whether a superblock is older than one on a member that took part can be. Each generation is written to one member after the
+/// other; of those that one failure after the other brings about each member lacks at most the ones that were cut off.
+fn is_outdated(own: &Superblock, chosen: &Superblock) -> bool {
+    chosen.generation.0.saturating_sub(own.generation.0) > 1 + u64::from(chosen.shards_parity)
 }
 
 /// Makes a member of a device, which counts unless the chosen superblock says that it is out; and says which.

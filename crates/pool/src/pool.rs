@@ -348,7 +348,7 @@ impl Pool {
             state.superblock.map_sum = sum128(&map_bytes);
             let mut failed = None;
             for (index, member) in self.members.iter().enumerate() {
-                let Some(member) = member.as_ref().filter(|m| m.counted()) else { continue };
+                let Some(member) = member.as_ref().filter(|m| m.takes_writes()) else { continue };
                 state.superblock.device = DeviceIndex(index as u16);
                 let outcome = superblocks::write(member, &state.superblock, &map_bytes)
                     .and_then(|()| if removed(Edge::SuperblockFlush) { Ok(()) } else { member.flush() });
@@ -359,6 +359,9 @@ impl Pool {
             }
             match failed {
                 None => return Ok(()),
+                Some((index, error)) if self.is_returning(DeviceIndex(index as u16)) => {
+                    self.stop_returning(DeviceIndex(index as u16), &error);
+                }
                 Some((index, error)) => self.mark_out(state, index, error)?,
             }
         }

@@ -9,17 +9,23 @@
 //!    anew. Only then is nothing left that the others hold alone.
 //! 4. [`Pool::finish_return`] flushes it and notes on all that it is in.
 //!
-//! Until then it is out on all devices, so a crash or another failure at any time leaves it as stale as it was.
+//! Until then it is out on all devices, itself included, so after a crash or another failure at any time it begins anew. What it
+//! held before is gone from the first step on.
 
 use crate::PoolError;
 use crate::pool::{MemberState, Pool};
 use crate::slots::Placement;
 use aegisfs_base::limits::BLOCK_BYTES;
-use aegisfs_base::{DeviceIndex, SegmentId};
+use aegisfs_base::{DeviceIndex, SegmentId, SlotIndex};
 use aegisfs_device::{AlignedBuffer, DeviceError};
 use aegisfs_format::slot::{SlotContent, SlotHeader};
 use aegisfs_format::superblock::Membership;
 use std::sync::atomic::Ordering;
+
+/// It failed again while it was brought up to date.
+const fn failed(device: DeviceIndex) -> PoolError {
+    PoolError::Absent { device, slot: SlotIndex(0) }
+}
 
 impl Pool {
     /// Members that are there, and lack what was written without them.
@@ -42,15 +48,21 @@ impl Pool {
         if self.read_only() {
             return Err(PoolError::ReadOnly);
         }
+        self.ensure_dirty()?;
+        let mut state = self.state.lock();
         self.member(device)?.returning.store(true, Ordering::Release);
-        Ok(())
+        // From here on it is neither what it was nor what it should be. Alone it must not take itself for a member, which its
+        // own superblock says until now; twice, so that both of its places say so.
+        self.publish(&mut state)?;
+        self.publish(&mut state)?;
+        if self.is_returning(device) { Ok(()) } else { Err(failed(device)) }
     }
 
     /// Lets new segments be placed on a member that gets what is written.
     pub fn place_on(&self, device: DeviceIndex) {
-        if self.is_returning(device) {
-            self.slots.lock().set_usable(device, true);
-        }
+        let mut slots = self.slots.lock();
+        // Whoever ends its return takes this lock as well.
+        slots.set_usable(device, self.is_returning(device));
     }
 
     /// Whether what is written to a slot reaches it.
@@ -124,7 +136,7 @@ impl Pool {
         let mut state = self.state.lock();
         let member = self.member(device)?;
         if !self.is_returning(device) {
-            return Err(PoolError::Absent { device, slot: aegisfs_base::SlotIndex(0) });
+            return Err(failed(device));
         }
         member.flush().inspect_err(|error| self.stop_returning(device, error))?;
         state.superblock.devices[usize::from(device.0)].membership = Membership::In;
@@ -134,7 +146,9 @@ impl Pool {
         // Twice, so that both of its places are whole.
         self.publish(&mut state)?;
         self.publish(&mut state)?;
-        self.slots.lock().set_usable(device, true);
+        if !member.counted() {
+            return Err(failed(device));
+        }
         tracing::info!(device = device.0, "a device that was away holds everything again");
         Ok(())
     }

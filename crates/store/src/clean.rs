@@ -106,6 +106,17 @@ impl Cleaned {
     }
 }
 
+/// What became of a segment that was to be moved as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// What lived in it lives elsewhere.
+    Gone,
+    /// There is no room for that now.
+    NoRoom,
+    /// Something in it cannot be read.
+    Unreadable,
+}
+
 /// A segment that may be worth cleaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -321,15 +332,17 @@ impl Store {
 
     /// Moves everything that lives in a segment to new rows, however much that is; nothing where there is no room for that
     /// now.
-    pub(crate) fn move_segment(&self, id: SegmentId, done: &mut Cleaned) -> Result<(), StoreError> {
+    pub(crate) fn move_segment(&self, id: SegmentId, done: &mut Cleaned) -> Result<Moved, StoreError> {
         let _running = self.take_turn();
-        let Some(segment) = self.read_segment(id)? else { return Ok(()) };
-        let is_free = segment.state == SegmentState::Sealed && !self.segments.holds(id);
-        if is_free && self.has_room_to_move(segment.live_bytes) {
-            // It is never told to stop.
-            let _ = self.empty_segment(id, &segment, &|_, _| ControlFlow::Continue(()), done)?;
+        let Some(segment) = self.read_segment(id)? else { return Ok(Moved::Gone) };
+        if !self.has_room_to_move(segment.live_bytes) {
+            return Ok(Moved::NoRoom);
         }
-        Ok(())
+        match self.empty_segment(id, &segment, &|_, _| ControlFlow::Continue(()), done) {
+            Err(error) if error.kind() == FaultKind::NoSpace => return Ok(Moved::NoRoom),
+            outcome => drop(outcome?),
+        }
+        Ok(if self.read_segment(id)?.is_none() { Moved::Gone } else { Moved::Unreadable })
     }
 
     /// Moves what lives in a segment that is worth it.

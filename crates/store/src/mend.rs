@@ -11,7 +11,8 @@ use aegisfs_device::AlignedBuffer;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::Segment;
 use aegisfs_pool::Placement;
-use std::ops::ControlFlow;
+use std::collections::BTreeSet;
+use std::ops::{ControlFlow, Range};
 use std::time::{Duration, Instant};
 
 /// What was found when cells were compared, and done.
@@ -53,7 +54,7 @@ impl Store {
         }
         let end = if segment.end > 0 { segment.end } else { self.pool.slot_bytes() as u32 };
         let rows = if segment.rows > 0 { segment.rows } else { u32::MAX };
-        let (mut offset, mut gap) = (SLOT_HEADER_BYTES as u32, None);
+        let (mut offset, mut gap, mut gaps) = (SLOT_HEADER_BYTES as u32, None, Vec::new());
         while offset + BLOCK_BYTES as u32 <= end {
             let begun = Instant::now();
             let Some((cell, bytes)) = self.sound_cell(id, segment, offset) else {
@@ -62,7 +63,7 @@ impl Store {
                 offset += BLOCK_BYTES as u32;
                 continue;
             };
-            self.note_gap(id, gap.take(), offset, &mut found)?;
+            gaps.extend(gap.take().map(|start| start..offset));
             for (number, place) in &places {
                 let right = cell.copy_for(*number, &bytes);
                 found.cells += 1;
@@ -88,7 +89,8 @@ impl Store {
                 offset = end;
             }
         }
-        self.note_gap(id, gap, end, &mut found)?;
+        gaps.extend(gap.map(|start| start..end));
+        found.lost += self.lost_in(id, &gaps)?;
         Ok(Some(found))
     }
 
@@ -118,22 +120,20 @@ impl Store {
         Ok(true)
     }
 
-    /// Where no cell is sound something may be lost; or there was none.
-    fn note_gap(
-        &self,
-        id: SegmentId,
-        gap: Option<u32>,
-        end: u32,
-        found: &mut Compared,
-    ) -> Result<(), StoreError> {
-        if let Some(start) = gap {
-            let chunks = self.chunks_in(id, start..end)?;
-            if chunks > 0 {
-                found.lost += 1;
-                tracing::error!(segment = id.0, start, end, chunks, "no copy of a row is sound");
-            }
+    /// In how many stretches without a sound cell something begins that is referred to. Reads the whole table of chunks, if
+    /// there are any.
+    fn lost_in(&self, id: SegmentId, gaps: &[Range<u32>]) -> Result<u64, StoreError> {
+        if gaps.is_empty() {
+            return Ok(0);
         }
-        Ok(())
+        let mut lost = BTreeSet::new();
+        self.each_chunk_in(id, &mut |offset| {
+            lost.extend(gaps.iter().find(|gap| gap.contains(&offset)).map(|gap| gap.start));
+        })?;
+        for start in &lost {
+            tracing::error!(segment = id.0, start, "no copy of a row is sound");
+        }
+        Ok(lost.len() as u64)
     }
 
     fn holds_already(&self, place: Placement, offset: u32, right: &[u8]) -> bool {

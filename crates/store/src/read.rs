@@ -17,7 +17,7 @@ use aegisfs_format::value::Segment;
 use aegisfs_pool::Placement;
 use parking_lot::Mutex;
 use std::cell::Cell;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -175,22 +175,22 @@ impl Store {
         descriptor.ok_or(StoreError::StaleChunk { chunk })
     }
 
-    /// Chunks that lie in a part of a segment's slots. Reads the whole table of chunks.
-    pub(crate) fn chunks_in(&self, segment: SegmentId, part: Range<u32>) -> Result<u64, StoreError> {
-        let (mut chunks, mut problem) = (0, None);
+    /// Visits where in a segment's slots the frames of its chunks begin. Reads the whole table of chunks.
+    pub(crate) fn each_chunk_in(
+        &self,
+        segment: SegmentId,
+        visit: &mut dyn FnMut(u32),
+    ) -> Result<(), StoreError> {
+        let mut problem = None;
         self.view().scan(Table::Chunks, &[], None, &mut |_, stored| {
             match Descriptor::decode(stored) {
-                Ok(Some(found))
-                    if found.frame.segment == segment && part.contains(&found.frame.slot_offset) =>
-                {
-                    chunks += 1;
-                }
+                Ok(Some(found)) if found.frame.segment == segment => visit(found.frame.slot_offset),
                 Ok(_) => {}
                 Err(error) => problem = Some(error),
             }
             if problem.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        problem.map_or(Ok(chunks), |error| Err(error.into()))
+        problem.map_or(Ok(()), |error| Err(error.into()))
     }
 
     pub(crate) fn placements(&self, segment: SegmentId) -> Result<Arc<Vec<Placement>>, StoreError> {
@@ -266,6 +266,11 @@ impl Store {
         }
         if !bad.is_empty() && self.descriptor(chunk).is_ok_and(|now| now.frame == *place) {
             for (slot, reason) in &bad {
+                reasons.push(format!("device {}: {reason}", slot.0));
+                // Of a device that is not there everybody knows.
+                if !self.pool.readable(*slot) {
+                    continue;
+                }
                 Counters::add(&self.counters.frames_damaged, 1);
                 tracing::warn!(
                     chunk = chunk.0,
@@ -274,7 +279,6 @@ impl Store {
                     reason,
                     "a chunk does not verify"
                 );
-                reasons.push(format!("device {}: {reason}", slot.0));
             }
         }
         if let Some((plain, stored)) = sound {

@@ -12,14 +12,16 @@
 //! What ends this early leaves the device out, as stale as it was; it begins again at the next mount.
 
 use crate::StoreError;
-use crate::clean::Cleaned;
+use crate::clean::{Cleaned, Moved};
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::sabotage::{Edge, removed};
-use aegisfs_base::{DeviceIndex, SegmentId};
+use aegisfs_base::{DeviceIndex, FaultKind, SegmentId};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::{Segment, SegmentState};
+use aegisfs_pool::Database;
 use parking_lot::Mutex;
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +31,8 @@ use std::time::{Duration, Instant};
 /// How long whoever is writing a row to a segment may take.
 const IN_FLIGHT_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
+/// How long it waits for room before it begins again.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// How far a device has come that is being brought up to date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,14 +75,23 @@ impl Store {
     pub fn bring_back(&self, goes_on: &GoesOn<'_>) -> Result<Vec<ReturnProgress>, StoreError> {
         let _running = self.returning.running.lock();
         let mut done = Vec::new();
+        let mut outcome = Ok(());
         for device in self.pool.stale_members() {
             self.check_writable()?;
-            self.pool.begin_return(device)?;
-            let outcome = self.bring_one_back(device, goes_on);
+            let one = self.pool.begin_return(device).map_err(StoreError::from);
+            let one = one.and_then(|()| self.bring_one_back(device, goes_on));
             let progress = self.returning.progress.lock().take();
-            outcome.inspect_err(|_| self.pool.abandon_return(device))?;
-            done.extend(progress);
+            match one {
+                Ok(()) => done.extend(progress),
+                Err(error) => {
+                    self.pool.abandon_return(device);
+                    tracing::error!(%error, device = device.0, "a device is not up to date");
+                    // One that fails is no reason to leave out the next.
+                    outcome = outcome.and(Err(error));
+                }
+            }
         }
+        outcome?;
         self.restore_redundancy(goes_on)?;
         Ok(done)
     }
@@ -167,29 +180,60 @@ impl Store {
     }
 
     /// Gives what was written with less redundancy than there can be what it lacks.
+    ///
+    /// Each checkpoint gives back the room of what was moved, so that little room is enough.
     fn restore_redundancy(&self, goes_on: &GoesOn<'_>) -> Result<(), StoreError> {
-        for database in self.databases() {
-            for piece in 0..database.pieces() {
-                database.spread(piece)?;
+        // What cannot be read cannot be moved either, and has as many copies as it ever will.
+        let mut unreadable = HashSet::new();
+        loop {
+            let mut gets_on = false;
+            for database in self.databases() {
+                for piece in 0..database.pieces() {
+                    gets_on |= database.spread(piece)? > 0;
+                }
             }
-        }
-        let mut done = Cleaned::default();
-        for id in self.thin_segments()? {
-            if !goes_on() {
-                return Err(StoreError::Stopped);
+            let is_crowded = |database: &Database| (0..database.pieces()).any(|n| database.is_crowded(n));
+            let crowded = self.databases().any(|database| is_crowded(&database));
+            let mut thin = self.thin_segments(goes_on)?;
+            thin.retain(|id| !unreadable.contains(id));
+            if thin.is_empty() && !crowded {
+                return Ok(());
             }
-            self.move_segment(id, &mut done)?;
-        }
-        if done.segments > 0 {
+            let mut done = Cleaned::default();
+            for id in &thin {
+                if !goes_on() {
+                    return Err(StoreError::Stopped);
+                }
+                match self.move_segment(*id, &mut done)? {
+                    Moved::Gone => gets_on = true,
+                    Moved::Unreadable => gets_on |= unreadable.insert(*id),
+                    Moved::NoRoom => {}
+                }
+            }
+            gets_on |= self.pool.space().freeing > 0;
             self.checkpoint()?;
+            if !gets_on {
+                tracing::error!(
+                    segments = thin.len(),
+                    "there is no room to store anew what has too few copies"
+                );
+                let wanted = self.segment_data_bytes() * thin.len().max(1) as u64;
+                return Err(StoreError::NoSpace { wanted, free: self.free_bytes() });
+            }
         }
-        Ok(())
     }
 
-    /// Sealed segments with fewer shards than new ones get.
-    fn thin_segments(&self) -> Result<Vec<SegmentId>, StoreError> {
+    /// Sealed segments with fewer shards than new ones get. No further ones are to come.
+    fn thin_segments(&self, goes_on: &GoesOn<'_>) -> Result<Vec<SegmentId>, StoreError> {
         let shards = self.pool.shards_now();
         self.seal_thin_segments(shards)?;
+        let begun = Instant::now();
+        while self.segments.any_thin(shards) {
+            if !goes_on() || begun.elapsed() > IN_FLIGHT_MAX {
+                return Err(StoreError::Stopped);
+            }
+            std::thread::sleep(LOOK);
+        }
         let mut found = Vec::new();
         self.each_segment(&mut |id, segment| {
             if segment.state == SegmentState::Sealed && segment.placements.len() < shards {
@@ -220,7 +264,7 @@ impl ReturnThread {
     pub fn start(store: Arc<Store>) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
-        let work = move || match store.bring_back(&|| !stopping.load(Ordering::Acquire)) {
+        let work = move || match run(&store, &stopping) {
             Ok(done) => {
                 for ReturnProgress { device, data_bytes, metadata_bytes, .. } in done {
                     tracing::info!(
@@ -248,6 +292,22 @@ impl Drop for ReturnThread {
             && thread.join().is_err()
         {
             tracing::error!("what brings devices back died; the next mount goes on");
+        }
+    }
+}
+
+/// Tries again after a while when there was no room: somebody may have made some.
+fn run(store: &Store, stop: &AtomicBool) -> Result<Vec<ReturnProgress>, StoreError> {
+    let goes_on = || !stop.load(Ordering::Acquire);
+    loop {
+        match store.bring_back(&goes_on) {
+            Err(error) if error.kind() == FaultKind::NoSpace && goes_on() => {
+                let until = Instant::now() + AGAIN;
+                while goes_on() && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+            outcome => return outcome,
         }
     }
 }

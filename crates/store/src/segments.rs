@@ -73,6 +73,12 @@ impl Segments {
         state.all().any(|open| open.places.iter().any(|place| place.0 == device))
     }
 
+    /// Whether rows may still go to a segment with fewer shards, or are on their way there.
+    pub(crate) fn any_thin(&self, shards: usize) -> bool {
+        let state = self.state.lock();
+        state.all().any(|open| open.places.len() < shards)
+    }
+
     /// Bytes of the open segments and of full ones still in flight that nothing was written to.
     pub(crate) fn unwritten(&self, pool: &Pool) -> u64 {
         let state = self.state.lock();

@@ -31,8 +31,14 @@ pub(crate) fn run(command: &ScrubCommand, as_json: bool) -> Result<ExitCode, Fai
         ScrubCommand::Intensity { mount, intensity } => (mount, vec![format!("intensity/{intensity}")]),
     };
     let daemon = living(mount)?;
+    let waits = matches!(command, ScrubCommand::Start { wait: true, .. });
     for order in orders {
-        daemon.call("POST", &format!("/v1/scrub/{order}"))?;
+        let told = daemon.call("POST", &format!("/v1/scrub/{order}"));
+        // One that is under way already is as good to wait for.
+        if told.is_err() && waits && daemon.call("GET", "/v1/scrub")?["state"] == "running" {
+            continue;
+        }
+        told?;
     }
     let status = match command {
         ScrubCommand::Start { wait: true, .. } => wait(&daemon)?,

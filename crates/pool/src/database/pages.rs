@@ -131,7 +131,10 @@ impl Database {
 
     /// Writes a page back to the copies that did not verify; a failure leaves them as they are.
     fn heal_page(&self, page: u64, offset: u64, bad: &[Placement], content: &[u8]) {
-        for place in bad {
+        // While this is held no slot of it is given to anybody else; one may have been before.
+        let pieces = self.pieces.read();
+        let own = pieces.get(self.locate(page).0 as usize);
+        for place in bad.iter().filter(|place| own.is_some_and(|own| own.contains(place))) {
             tracing::warn!(
                 database = self.number,
                 page,

@@ -89,6 +89,10 @@ impl Database {
         let _writing = self.sync.lock();
         let places = self.places(piece);
         let mut bytes = 0;
+        if !places.iter().any(|place| self.pool.readable(*place)) {
+            // There is nothing to copy from.
+            return Ok(0);
+        }
         for copy in 0..places.len() {
             let places = self.places(piece);
             let shares = places[..copy].iter().any(|other| other.0 == places[copy].0);
@@ -100,6 +104,17 @@ impl Database {
             }
         }
         Ok(bytes)
+    }
+
+    /// Whether copies of a piece share a device although there are devices for all of them.
+    pub fn is_crowded(&self, piece: u32) -> bool {
+        let places = self.places(piece);
+        let kept: Vec<_> = places.iter().filter(|place| self.pool.takes_writes(**place)).collect();
+        let mut devices: Vec<_> = kept.iter().map(|place| place.0).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        let possible = places.len().min(self.pool.slots.lock().usable());
+        kept.iter().any(|place| self.pool.readable(**place)) && devices.len() < possible
     }
 
     /// Moves one copy of a piece to a slot that was taken for it. The caller holds `sync`.
@@ -123,9 +138,13 @@ impl Database {
         let is_old = |entry: &MapEntry| entry.owner == owner && (entry.device, entry.slot) == old;
         let mut state = self.pool.state.lock();
         let before = state.map.clone();
-        if let Some(found) = state.map.iter_mut().find(|entry| is_old(entry)) {
-            *found = entry;
-        }
+        let Some(found) = state.map.iter_mut().find(|entry| is_old(entry)) else {
+            drop(state);
+            // It is not in use any more.
+            self.pool.abandon(&[place]);
+            return Ok(0);
+        };
+        *found = entry;
         if let Err(error) = self.pool.publish(&mut state) {
             // Some device may have the new map all the same, so both slots stay taken until the pool is opened again.
             state.map = before;

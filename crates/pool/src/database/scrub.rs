@@ -35,7 +35,14 @@ impl Database {
             if self.places(piece).is_empty() {
                 break;
             }
-            self.scrub_sums(piece, group, mends, &mut found)?;
+            if let Err(error) = self.scrub_sums(piece, group, mends, &mut found) {
+                if !matches!(error, PoolError::PageSums { .. }) {
+                    return Err(error);
+                }
+                // Nobody knows what its pages should be.
+                found.lost += 1;
+                continue;
+            }
             let first = group * PAGES_PER_GROUP as u32;
             for page in first..(first + PAGES_PER_GROUP as u32).min(self.layout.pages) {
                 self.scrub_page(piece, page, mends, &mut found)?;

@@ -99,7 +99,8 @@ impl Store {
                 let chunk = chunk_of(key);
                 // What cannot be read here was named before.
                 if let Ok(Some(descriptor)) = Descriptor::decode(value)
-                    && copies.get(&descriptor.frame.segment) != Some(&sound.get(chunk.0))
+                    && (sound.get(chunk.0) == 0
+                        || copies.get(&descriptor.frame.segment) != Some(&sound.get(chunk.0)))
                 {
                     again.push((chunk, descriptor));
                 }
@@ -143,6 +144,10 @@ impl Store {
                 Err(_) if self.is_unmended(*place, descriptor.frame.slot_offset) => {}
                 Err(reason) => bad.push((place.0.0, reason)),
             }
+        }
+        if let Some(place) = places.first().filter(|_| !places.iter().any(|place| self.pool.readable(*place)))
+        {
+            bad.push((place.0.0, "no device that holds it takes part".to_owned()));
         }
         for (device, reason) in bad {
             report.problems.push(Problem::DamagedChunk { chunk, segment, device, healable, reason });

@@ -196,6 +196,10 @@ impl Dedup {
         work.saved = false;
         work.next_page = 0;
         work.catch_up = Some(ChunkId(0));
+        // Whoever looks after the old one must not write to slots that are forgotten now.
+        if let Some(lost) = self.database() {
+            lost.let_go();
+        }
         let renew = work.renew.as_ref().filter(|_| work.renewals <= RENEWALS_MAX);
         let renewed = renew.map(|renew| renew().and_then(|stored| Ok((stored.0.snapshot()?, stored))));
         match renewed {

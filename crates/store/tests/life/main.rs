@@ -1,6 +1,7 @@
 //! A store from format to remount, on devices in memory.
 
 mod cleaning;
+mod members;
 mod orphans;
 mod scrubbing;
 mod trimming;
