@@ -18,7 +18,7 @@ use crate::slots::Placement;
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::{DeviceIndex, SegmentId, SlotIndex};
 use aegisfs_device::{AlignedBuffer, DeviceError};
-use aegisfs_format::slot::{SlotContent, SlotHeader};
+use aegisfs_format::slot::SlotContent;
 use aegisfs_format::superblock::Membership;
 use std::sync::atomic::Ordering;
 
@@ -76,21 +76,19 @@ impl Pool {
     }
 
     pub(crate) fn stop_returning(&self, device: DeviceIndex, error: &DeviceError) {
-        if let Ok(member) = self.member(device)
-            && member.returning.swap(false, Ordering::AcqRel)
-        {
-            self.slots.lock().set_usable(device, false);
+        if self.abandon_return(device) {
             tracing::error!(%error, device = device.0, "a device that was coming back failed again and stays out");
         }
     }
 
-    /// Gives up bringing a member up to date.
-    pub fn abandon_return(&self, device: DeviceIndex) {
-        if let Ok(member) = self.member(device)
-            && member.returning.swap(false, Ordering::AcqRel)
-        {
+    /// Gives up bringing a member up to date. Says whether that went on.
+    pub fn abandon_return(&self, device: DeviceIndex) -> bool {
+        let Ok(member) = self.member(device) else { return false };
+        let was_returning = member.returning.swap(false, Ordering::AcqRel);
+        if was_returning {
             self.slots.lock().set_usable(device, false);
         }
+        was_returning
     }
 
     /// Reads from a slot of a member that does not count, to see what it has already.
@@ -118,14 +116,13 @@ impl Pool {
         shards: (u8, u8),
         member: u8,
     ) -> Option<Vec<u8>> {
-        let right = self.header(place, SlotContent::Segment { segment, shards }, member);
         let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
-        let read = self.read_returning(place, 0, &mut block);
-        let found = read.ok().and_then(|()| SlotHeader::decode(&block).ok());
-        // Somebody before may have written it.
-        let is_right =
-            found.is_some_and(|found| SlotHeader { incarnation: found.incarnation, ..right } == found);
-        (!is_right).then(|| right.encode())
+        if self.read_returning(place, 0, &mut block).is_err() {
+            // What a failed read left there says nothing; zeros are no header.
+            block.fill(0);
+        }
+        self.compare_header(place, SlotContent::Segment { segment, shards }, member, &block)
+            .map(|(right, _)| right)
     }
 
     /// Has a member count again that holds everything now. What was written to it is flushed first.

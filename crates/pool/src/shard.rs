@@ -100,7 +100,7 @@ impl Pool {
         self.write_slot(place, 0, &self.header(place, content, member).encode())
     }
 
-    pub(crate) fn header(&self, (device, slot): Placement, content: SlotContent, member: u8) -> SlotHeader {
+    fn header(&self, (device, slot): Placement, content: SlotContent, member: u8) -> SlotHeader {
         let state = self.state.lock();
         let incarnation = state.superblock.incarnations.first().copied().unwrap_or_default();
         let device_uuid = state.superblock.devices[usize::from(device.0)].uuid;
@@ -118,18 +118,27 @@ impl Pool {
         shards: (u8, u8),
         member: u8,
     ) -> Result<Option<(Vec<u8>, String)>, PoolError> {
-        let right = self.header(place, SlotContent::Segment { segment, shards }, member);
         let mut block = AlignedBuffer::zeroed(BLOCK_BYTES);
         self.read_slot(place, 0, &mut block)?;
-        let problem = match SlotHeader::decode(&block) {
+        Ok(self.compare_header(place, SlotContent::Segment { segment, shards }, member, &block))
+    }
+
+    /// What a header should be and what is wrong with the one that was read, if anything is.
+    pub(crate) fn compare_header(
+        &self,
+        place: Placement,
+        content: SlotContent,
+        member: u8,
+        block: &[u8],
+    ) -> Option<(Vec<u8>, String)> {
+        let right = self.header(place, content, member);
+        let problem = match SlotHeader::decode(block) {
             // Somebody before may have written it.
-            Ok(found) if (SlotHeader { incarnation: found.incarnation, ..right }) == found => {
-                return Ok(None);
-            }
+            Ok(found) if (SlotHeader { incarnation: found.incarnation, ..right }) == found => return None,
             Ok(_) => "slot header: it names another segment or place".to_owned(),
             Err(error) => error.to_string(),
         };
-        Ok(Some((right.encode(), problem)))
+        Some((right.encode(), problem))
     }
 
     /// Notes that a slot is used by a segment, while the metadata is read at opening.

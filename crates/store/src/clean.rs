@@ -14,6 +14,7 @@ mod remains;
 
 use crate::StoreError;
 use crate::ingest::frames::{self, NewChunk};
+use crate::mend::Pace;
 use crate::rows::{Frame, RowWriter, WrittenRow};
 use crate::segments::Purpose;
 use crate::space::FRAME_BYTES_WORST;
@@ -35,7 +36,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Chunks whose new places one change tells; bounds the log record.
 const MOVES_PER_CHANGE: usize = 2000;
@@ -76,9 +77,6 @@ impl Cleaner {
         self.uses.fetch_add(1, Ordering::Relaxed);
     }
 }
-
-/// Told after each change how many bytes it moved and how long that took; says whether to go on, and takes its time.
-type Pace<'a> = dyn Fn(u64, Duration) -> ControlFlow<()> + 'a;
 
 /// What cleaning has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -32,7 +32,7 @@ pub(crate) struct Compared {
     pub(crate) lost: u64,
 }
 
-/// Told after each row how many bytes were read and how long that took; says whether to go on, and takes its time.
+/// Told after each step how many bytes were read or moved and how long that took; says whether to go on, and takes its time.
 pub(crate) type Pace<'a> = dyn Fn(u64, Duration) -> ControlFlow<()> + 'a;
 
 impl Store {

@@ -95,8 +95,7 @@ fn parse_redundancy(word: &str) -> Result<Redundancy, Failure> {
         _ => None,
     };
     let (shards_data, shards_parity) = shards.ok_or_else(|| {
-        Failure::usage(format!("redundancy '{word}' is not known"))
-            .hint("known are single, mirror:N and ec:K+M")
+        Failure::usage(format!("redundancy '{word}' is not known")).hint("known are single and mirror:N")
     })?;
     if shards_data > 1 {
         return Err(Failure::usage("erasure coding is not there yet").hint("use single or mirror:N"));
