@@ -74,7 +74,8 @@ for ((round = 0; round < $(count 3 50); round++)); do
     (cd "$MNT/files" && ls | xargs rm)
     now=$(settled_free)
     within_percent "$now" "$empty" 1 || fail "round $round: $now bytes are free, $empty at first"
-    say "round $round: $bytes, then $again beside $kept; $now of $empty free"
+    slots=$("$AEGISFS" status --json "$MNT" | grep --only-matching '"metadata_slots":{[^}]*}')
+    say "round $round: $bytes, then $again beside $kept; $now of $empty free; $slots"
 done
 # The image is small again.
 "$AEGISFS" sync "$MNT" > /dev/null

@@ -99,6 +99,7 @@ impl Service for Daemon {
         let hottest = self.fs.hottest(HOTTEST).into_iter();
         let hottest: Vec<Value> =
             hottest.map(|(id, count)| json!({ "inode": id.0, "operations": count })).collect();
+        let (metadata_slots, index_slots) = self.store.metadata_slots();
         let mut answer = json!({
             "pid": std::process::id(),
             "pool": superblock.pool.to_string(),
@@ -122,6 +123,7 @@ impl Service for Daemon {
             "redundancy": redundancy_name(self.store.pool().redundancy()),
             "metadata_pages_healed": self.store.pages_healed(),
             "metadata_pages_written": self.store.pages_written(),
+            "metadata_slots": { "tree": metadata_slots, "dedup_index": index_slots },
             "checkpoints": self.store.counters().checkpoints.load(std::sync::atomic::Ordering::Relaxed),
         });
         members::describe(&self.store, &mut answer);

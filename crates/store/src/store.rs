@@ -339,6 +339,14 @@ impl Store {
         self.databases().map(|database| database.pages_written()).sum()
     }
 
+    /// Slots that the metadata and the dedup index take, all copies counted.
+    pub fn metadata_slots(&self) -> (u64, u64) {
+        let slots = |database: &aegisfs_pool::Database| {
+            database.mapped_pages() / database.pages_per_piece() * u64::from(database.copies())
+        };
+        (slots(&self.database), self.dedup.database().map_or(0, |database| slots(&database)))
+    }
+
     /// The databases of the metadata and of the dedup index.
     pub(crate) fn databases(&self) -> impl Iterator<Item = Arc<aegisfs_pool::Database>> {
         [Some(Arc::clone(&self.database)), self.dedup.database()].into_iter().flatten()

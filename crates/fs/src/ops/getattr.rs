@@ -10,6 +10,6 @@ impl Fs {
     /// # Errors
     /// `NotFound`, or a fault.
     pub fn getattr(&self, id: InodeId) -> Result<Attributes, FsError> {
-        Ok(self.attributes_of(&*self.node(id)?))
+        Ok(self.attributes_settled(&*self.node(id)?))
     }
 }

@@ -30,6 +30,6 @@ impl Fs {
             b".." => directory.state.read().inode.parent,
             _ => self.find_entry(parent, name)?.ok_or(FsError::NotFound)?,
         };
-        Ok(self.attributes_of(&*self.node(id)?))
+        Ok(self.attributes_settled(&*self.node(id)?))
     }
 }

@@ -8,6 +8,11 @@ use crate::node::{Node, NodeState};
 use aegisfs_base::InodeId;
 use aegisfs_format::value::Inode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long whoever asks about an empty file waits for news that it was closed, and how often it looks.
+const CLOSING_MAX: Duration = Duration::from_millis(5);
+const CLOSING_LOOK: Duration = Duration::from_micros(100);
 
 impl Fs {
     /// Opens a file or directory.
@@ -57,6 +62,23 @@ impl Fs {
         self.node(id).is_ok_and(|node| node.state.read().cached_writers > 0)
     }
 
+    /// A node's attributes as whoever asks for them has a right to see them: an empty file that was just closed takes no room.
+    ///
+    /// While it is open for writing it counts a block, since the kernel may hold bytes of it. That it was closed the kernel
+    /// tells without waiting for us, in a request that another thread may only just have taken up.
+    pub(crate) fn attributes_settled(&self, node: &Node) -> Attributes {
+        let may_be_closing = |state: &NodeState| state.cached_writers > 0 && state.inode.size == 0;
+        let begun = Instant::now();
+        loop {
+            let state = node.state.read();
+            if !may_be_closing(&state) || begun.elapsed() >= CLOSING_MAX {
+                return attributes(node.id, &state);
+            }
+            drop(state);
+            std::thread::sleep(CLOSING_LOOK);
+        }
+    }
+
     /// Makes a file and opens it.
     ///
     /// # Errors
@@ -94,4 +116,33 @@ fn changes_looks(id: InodeId, state: &mut NodeState, change: impl FnOnce(&mut No
     let before = attributes(id, state);
     change(state);
     attributes(id, state) != before
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fs::tests::formatted;
+    use crate::{Fs, FsOptions, MakeOptions, ROOT};
+    use aegisfs_base::{ManualClock, SeededRng};
+    use aegisfs_pool::{OpenOptions, Pool};
+    use aegisfs_store::StoreOptions;
+    use std::sync::Arc;
+
+    /// Of an empty file that is open the kernel may hold bytes; of one that was closed it does not, even when we hear of that
+    /// a moment later.
+    #[test]
+    fn an_empty_file_that_was_just_closed_takes_no_room() {
+        let (clock, rng) = (Arc::new(ManualClock::default()), SeededRng::new(2));
+        let (pool, _) = Pool::open(vec![formatted()], OpenOptions::default()).unwrap();
+        let (store, _) = aegisfs_store::open(pool, &StoreOptions::default(), clock, &rng).unwrap();
+        let options = FsOptions { background: false, kernel_caches: true, ..FsOptions::default() };
+        let fs = Fs::mount(Arc::new(store), options).unwrap();
+        let (made, handle) = fs.create(ROOT, b"file", &MakeOptions::default()).unwrap();
+        assert_eq!(made.allocated, 4096);
+        assert_eq!(fs.getattr(made.id).unwrap().allocated, 4096);
+        std::thread::scope(|scope| {
+            let stat = scope.spawn(|| fs.lookup(ROOT, b"file").unwrap().allocated);
+            fs.release(handle).unwrap();
+            assert_eq!(stat.join().unwrap(), 0);
+        });
+    }
 }

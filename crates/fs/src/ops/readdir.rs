@@ -84,7 +84,7 @@ impl Fs {
     /// # Errors
     /// `NotFound` when the entry has gone meanwhile, or a fault.
     pub fn entry_attributes(&self, id: InodeId, counted: bool) -> Result<Attributes, FsError> {
-        let attributes = self.getattr(id)?;
+        let attributes = self.attributes_of(&*self.node(id)?);
         if counted {
             self.nodes.looked_up(id);
         }
