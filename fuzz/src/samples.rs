@@ -7,7 +7,7 @@ use aegisfs_base::{
     SlotIndex, Timestamp, Uuid,
 };
 use aegisfs_chunk::{Compression, Compressor};
-use aegisfs_format::cell::{self, CellChunk, CellPlace};
+use aegisfs_format::cell::{self, CellChunk, CellPlace, CellShape, RowHead};
 use aegisfs_format::descriptor::{Descriptor, DescriptorGroup, FramePlace};
 use aegisfs_format::extent::{ExtentRef, encode_window};
 use aegisfs_format::filter::{FILTER_PAGE_BYTES, FilterHead, FilterPage};
@@ -137,10 +137,23 @@ pub fn cell() -> Samples {
         key_domain: 0,
     };
     let chunks = [chunk(4, 0), chunk(5, 150)];
+    let shape = CellShape { chunks: 2, payload_bytes: 90 };
+    let mut alone = vec![0; shape.cell_bytes()];
+    cell::put_directory(&mut alone, &chunks);
+    alone[shape.payload()].copy_from_slice(&payload);
+    // The same as one of two, and a cell of parity.
+    let (mut one_of_two, mut parity) = (alone.clone(), alone.clone());
     let sum = cell::row_sum(&[(&chunks, &payload)]);
-    let mut bytes = cell::encode_head(&place, &chunks, &payload, sum);
-    bytes.extend_from_slice(&payload);
-    vec![bytes]
+    let row = |shapes: &[CellShape]| RowHead {
+        cell_bytes: shape.cell_bytes() as u32,
+        sum,
+        shapes: shapes.to_vec(),
+    };
+    cell::put_header(&mut alone, &place, &row(&[shape]));
+    let wide = row(&[shape, CellShape { chunks: 1, payload_bytes: 200 }]);
+    cell::put_header(&mut one_of_two, &CellPlace { shards: (2, 1), ..place }, &wide);
+    cell::put_header(&mut parity, &CellPlace { shards: (2, 1), cell: 2, ..place }, &wide);
+    vec![alone, one_of_two, parity]
 }
 
 /// A block with one page written.

@@ -1,16 +1,9 @@
 #!/usr/bin/env bash
-# A disk of a mirror fails while programs write: nobody is told, the other one goes on, and once the first is back it is
-# brought up to date and holds everything alone.
+# Disks fail while programs write, as many as the redundancy carries: nobody is told, the others go on, and once they are back
+# they are brought up to date, and as many others may be away.
 source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
 need python3 nbdkit nbdfuse mountpoint
 prepare
-
-for name in one two; do
-    failing_disk "$name" 768M
-    IMAGES+=("$DISK")
-done
-within 60 "$AEGISFS" format --redundancy mirror:2 "${IMAGES[@]}" > /dev/null
-attach
 
 # Files of all sizes, some overwritten and some removed, each synced; the ledger has the sum of what was.
 cat > "$HOST/writer.py" << 'PYTHON'
@@ -82,41 +75,61 @@ with open(sys.argv[3], "w") as out:
 PYTHON
 }
 
+# Disks of such a size make a pool. Those of VICTIMS fail one after the other while somebody writes; then those of OTHERS are
+# away.
+scene() {
+    local redundancy=$1 bytes=$2 names=$3 victims=$4 others=$5 name status
+    IMAGES=()
+    for name in $names; do
+        failing_disk "$name" "$bytes"
+        IMAGES+=("$DISK")
+    done
+    within 60 "$AEGISFS" format --redundancy "$redundancy" "${IMAGES[@]}" > /dev/null
+    rm -f "$HOST/ledger"
+    attach
+    work "$redundancy-$victims"
+    for name in $victims; do
+        touch "$HOST/fail-$name"
+        let_them_work "$HOST/ledger"
+        let_them_work "$HOST/ledger"
+    done
+    rest
+    status=0
+    timeout 60 "$AEGISFS" status "$MNT" > "$FOLDER/status" || status=$?
+    [[ $status == 3 ]] || fail "status ended with $status: $(cat "$FOLDER/status")"
+    (($(grep -c "  out " "$FOLDER/status") == $(wc -w <<< "$victims"))) ||
+        fail "not all of '$victims' are out: $(cat "$FOLDER/status")"
+    make_sure
+    judge
+    detach
+    for name in $victims; do rm "$HOST/fail-$name"; done
+    # They are back, and somebody writes while they are brought up to date.
+    attach
+    work "$redundancy-$victims-back"
+    until_whole
+    rest
+    make_sure
+    judge
+    detach
+    check
+    # The others are not touched meanwhile, or both sides would have gone on without the other.
+    for name in $others; do touch "$HOST/fail-$name"; done
+    within 60 "$AEGISFS" mount -o ro,degraded "$FOLDER/${victims%% *}/nbd" "$MNT"
+    DAEMON=$({ timeout 60 "$AEGISFS" --json status "$MNT" || true; } | sed -n 's/.*"pid":\([0-9]*\).*/\1/p')
+    judge
+    detach
+    for name in $others; do rm "$HOST/fail-$name"; done
+    attach
+    judge
+    detach
+    say "$redundancy: $(wc -l < "$HOST/ledger.sure") files outlived the loss of '$victims', and then of '$others'"
+}
+
 rounds=$(count 1 5)
 for ((round = 0; round < rounds; round++)); do
-    for victim in two one; do
-        work "$round-$victim"
-        touch "$HOST/fail-$victim"
-        let_them_work "$HOST/ledger"
-        let_them_work "$HOST/ledger"
-        rest
-        status=0
-        timeout 60 "$AEGISFS" status "$MNT" > "$FOLDER/status" || status=$?
-        [[ $status == 3 ]] || fail "status ended with $status: $(cat "$FOLDER/status")"
-        grep -q "  out " "$FOLDER/status" || fail "no device is out: $(cat "$FOLDER/status")"
-        make_sure
-        judge
-        detach
-        rm "$HOST/fail-$victim"
-        # It is back, and others write while it is brought up to date.
-        attach
-        work "$round-$victim-back"
-        until_whole
-        rest
-        make_sure
-        judge
-        detach
-        check
-        # Whoever was away holds everything alone. The other one is not touched meanwhile, or both would have gone on alone.
-        other=one
-        [[ $victim == one ]] && other=two
-        touch "$HOST/fail-$other"
-        within 60 "$AEGISFS" mount -o ro,degraded "$FOLDER/$victim/nbd" "$MNT"
-        DAEMON=$({ timeout 60 "$AEGISFS" --json status "$MNT" || true; } | sed -n 's/.*"pid":\([0-9]*\).*/\1/p')
-        judge
-        detach
-        rm "$HOST/fail-$other"
-        attach
-    done
+    scene mirror:2 512M "one$round two$round" "two$round" "one$round"
+    scene mirror:2 512M "three$round four$round" "three$round" "four$round"
+    scene ec:4+2 256M "a$round b$round c$round d$round e$round f$round" "b$round e$round" "a$round c$round"
 done
+attach
 finish

@@ -277,7 +277,8 @@ pub(crate) struct FormatArgs {
     /// Destroy whatever is on the device.
     #[arg(long, short = 'f')]
     pub(crate) force: bool,
-    /// How much may be lost: single, nothing; mirror:N, all but one of N copies. mirror:2 if there are several devices.
+    /// How many devices may be lost: single, none; mirror:N, all but one of N; ec:K+M, any M. By itself mirror:2 for two or three
+    /// devices, ec:K+2 from four on.
     #[arg(long, value_name = "REDUNDANCY")]
     pub(crate) redundancy: Option<String>,
     /// The devices, partitions or image files.

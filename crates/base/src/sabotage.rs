@@ -61,6 +61,8 @@ pub enum Edge {
     RepointedOnlyWhatItWas,
     /// A member that comes back counts only when nothing is left that the others hold alone.
     ReturnComplete,
+    /// The parity of a row is made before the row is written.
+    ParityMade,
     /// A change of an inode that is marked sync is synced before the verb returns.
     SyncFlag,
 }

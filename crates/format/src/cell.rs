@@ -3,8 +3,12 @@
 //! ```text
 //! | header 256 | directory: one entry per chunk | payload: frames one after the other | zeros to 4 KiB |
 //! ```
-//! A **frame** is what was compressed in one go: one chunk, or several small neighbours. Parity cells have a
-//! header and an empty directory; their payload is computed over the data cells' bytes behind the header.
+//! A **frame** is what was compressed in one go: one chunk, or several small neighbours.
+//!
+//! All cells of a row are of the same size and begin at the same place in their slots. With one data cell the others are
+//! copies of it. With several, parity cells have an empty directory, and their payload is computed from the bytes that the
+//! data cells hold at the same place, everything behind the header: whatever part of a cell is lost comes from the same part
+//! of others. Each header tells the shapes of all data cells, so that a lost cell can be made anew with its header.
 
 use crate::{FormatError, Sum128, sum128, sum128_of_parts};
 use aegisfs_base::limits::{BLOCK_BYTES, CELL_BYTES_MAX, CHUNK_BYTES_MAX, FRAME_BYTES_MAX};
@@ -54,11 +58,61 @@ on_disk! {
         payload_sum: [u8; 16],
         /// XXH3-128 over the sums of all data cells of the row: the row's own id.
         row_sum: [u8; 16],
+        /// Of each data cell of the row the entries of its directory and the bytes of its payload.
+        shapes: [[U32; 2]; 16],
         /// Reserved, zero.
-        reserved: [u8; 152],
+        reserved: [u8; 24],
         /// XXH3-128 of the header before it and of the directory.
         sum: [u8; 16],
     }
+}
+
+/// Data cells of a row, at most.
+pub const DATA_CELLS_MAX: usize = 16;
+
+/// How a data cell is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CellShape {
+    /// Entries of the directory.
+    pub chunks: u32,
+    /// Bytes of the payload.
+    pub payload_bytes: u32,
+}
+
+impl CellShape {
+    /// Where the payload begins, from the start of the cell.
+    pub const fn payload_start(self) -> usize {
+        payload_start(self.chunks as usize)
+    }
+
+    /// Where the payload is in the cell.
+    pub const fn payload(self) -> std::ops::Range<usize> {
+        let start = self.payload_start();
+        start..start + self.payload_bytes as usize
+    }
+
+    /// The same for numbers that anybody may have written.
+    fn cell_bytes_checked(self) -> Option<usize> {
+        let directory = (self.chunks as usize).checked_mul(ENTRY_BYTES)?;
+        let bytes = HEADER_BYTES.checked_add(directory)?.checked_add(self.payload_bytes as usize)?;
+        Some(bytes.next_multiple_of(BLOCK_BYTES)).filter(|bytes| *bytes <= CELL_BYTES_MAX)
+    }
+
+    /// Bytes of the least cell that it fits into.
+    pub const fn cell_bytes(self) -> usize {
+        cell_bytes(self.chunks as usize, self.payload_bytes as usize)
+    }
+}
+
+/// What all cells of a row tell alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowHead {
+    /// Bytes of each of its cells.
+    pub cell_bytes: u32,
+    /// The row's own id.
+    pub sum: Sum128,
+    /// Its data cells.
+    pub shapes: Vec<CellShape>,
 }
 
 on_disk! {
@@ -134,16 +188,14 @@ pub struct CellPlace {
 pub struct Cell {
     /// Where it belongs.
     pub place: CellPlace,
-    /// Bytes of the whole cell.
-    pub cell_bytes: u32,
+    /// The row that it belongs to.
+    pub row: RowHead,
     /// Where the payload begins, from the start of the cell.
     pub payload_start: u32,
     /// Bytes of the payload.
     pub payload_bytes: u32,
     /// What it holds.
     pub chunks: Vec<CellChunk>,
-    /// The row's checksum.
-    pub row_sum: Sum128,
     /// Checksum of the payload, not yet compared.
     pub payload_sum: Sum128,
 }
@@ -160,10 +212,22 @@ pub const fn payload_start(chunks: usize) -> usize {
 
 /// A row's checksum, from the payloads and directories of its data cells.
 pub fn row_sum(cells: &[(&[CellChunk], &[u8])]) -> Sum128 {
-    let mut sums = Vec::with_capacity(cells.len() * 32);
-    for (chunks, payload) in cells {
-        sums.extend_from_slice(&sum128(&encode_directory(chunks)));
-        sums.extend_from_slice(&sum128(payload));
+    let sums = cells.iter().map(|(chunks, payload)| (sum128(&encode_directory(chunks)), sum128(payload)));
+    sum_of_sums(sums)
+}
+
+/// The same from whole data cells; their headers are not looked at.
+pub fn row_sum_of_cells<'c>(cells: impl Iterator<Item = (CellShape, &'c [u8])>) -> Sum128 {
+    sum_of_sums(cells.map(|(shape, bytes)| {
+        (sum128(&bytes[HEADER_BYTES..shape.payload_start()]), sum128(&bytes[shape.payload()]))
+    }))
+}
+
+fn sum_of_sums(cells: impl Iterator<Item = (Sum128, Sum128)>) -> Sum128 {
+    let mut sums = Vec::new();
+    for (directory, payload) in cells {
+        sums.extend_from_slice(&directory);
+        sums.extend_from_slice(&payload);
     }
     sum128(&sums)
 }
@@ -189,14 +253,29 @@ fn encode_directory(chunks: &[CellChunk]) -> Vec<u8> {
     bytes
 }
 
-/// Writes header and directory of a cell; the payload and zeros up to [`cell_bytes`] follow them.
+/// Writes the directory of a data cell to where it belongs.
 ///
 /// # Panics
-/// When the cell is larger than [`CELL_BYTES_MAX`]; the row writer closes a row before.
-pub fn encode_head(place: &CellPlace, chunks: &[CellChunk], payload: &[u8], row_sum: Sum128) -> Vec<u8> {
-    let total = cell_bytes(chunks.len(), payload.len());
-    assert!(total <= CELL_BYTES_MAX, "rows are closed before they grow this large");
+/// When the cell is too short for it.
+pub fn put_directory(cell: &mut [u8], chunks: &[CellChunk]) {
     let directory = encode_directory(chunks);
+    cell[HEADER_BYTES..HEADER_BYTES + directory.len()].copy_from_slice(&directory);
+}
+
+/// Writes the header of a cell whose other bytes are there.
+///
+/// # Panics
+/// When the cell is larger than [`CELL_BYTES_MAX`], its row has no such cell, or its length is another; the row writer
+/// closes a row before.
+pub fn put_header(cell: &mut [u8], place: &CellPlace, row: &RowHead) {
+    let total = cell.len();
+    assert!(total <= CELL_BYTES_MAX, "rows are closed before they grow this large");
+    assert_eq!(total, row.cell_bytes as usize, "cells of a row are alike");
+    let shape = row.shape_of(place.cell);
+    let mut shapes = [[U32::new(0); 2]; DATA_CELLS_MAX];
+    for (raw, shape) in shapes.iter_mut().zip(&row.shapes) {
+        *raw = [U32::new(shape.chunks), U32::new(shape.payload_bytes)];
+    }
     let mut header = CellHeaderV1 {
         magic: CELL_MAGIC,
         version: U16::new(1),
@@ -207,20 +286,33 @@ pub fn encode_head(place: &CellPlace, chunks: &[CellChunk], payload: &[u8], row_
         segment: U64::new(place.segment.0),
         row: U32::new(place.row.0),
         slot_offset: U32::new(place.slot_offset),
-        cell_bytes: U32::new(u32::try_from(total).expect("bounded")),
-        chunks: U32::new(u32::try_from(chunks.len()).expect("bounded")),
-        payload_bytes: U32::new(u32::try_from(payload.len()).expect("bounded")),
+        cell_bytes: U32::new(row.cell_bytes),
+        chunks: U32::new(shape.chunks),
+        payload_bytes: U32::new(shape.payload_bytes),
         reserved_length: U32::new(0),
         incarnation: U64::new(place.incarnation.0),
-        payload_sum: sum128(payload),
-        row_sum,
-        reserved: [0; 152],
+        payload_sum: sum128(&cell[shape.payload()]),
+        row_sum: row.sum,
+        shapes,
+        reserved: [0; 24],
         sum: [0; 16],
     };
-    header.sum = sum128_of_parts(&[unsummed(&header), &directory]);
-    let mut bytes = header.as_bytes().to_vec();
-    bytes.extend_from_slice(&directory);
-    bytes
+    header.sum = sum128_of_parts(&[unsummed(&header), &cell[HEADER_BYTES..shape.payload_start()]]);
+    cell[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+}
+
+impl RowHead {
+    /// How a cell of it is laid out. With several data cells, what parity cells hold is all payload.
+    pub fn shape_of(&self, cell: u8) -> CellShape {
+        match self.shapes[..] {
+            [only] => only,
+            _ => self
+                .shapes
+                .get(usize::from(cell))
+                .copied()
+                .unwrap_or(CellShape { chunks: 0, payload_bytes: self.cell_bytes - HEADER_BYTES as u32 }),
+        }
+    }
 }
 
 fn unsummed(header: &CellHeaderV1) -> &[u8] {
@@ -253,29 +345,22 @@ pub fn names_place(block: &[u8], segment: SegmentId, slot_offset: u32) -> bool {
 }
 
 impl Cell {
-    /// Reads a whole cell and verifies header, directory and payload.
+    /// Reads a whole cell and verifies header, directory, payload and the zeros behind it.
     ///
     /// # Errors
     /// When it is not a cell, or any of its parts is damaged.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let cell = Self::decode_head(bytes)?;
         let start = cell.payload_start as usize;
-        let payload =
-            bytes.get(start..start + cell.payload_bytes as usize).ok_or(FormatError::Short { what: WHAT })?;
-        if sum128(payload) != cell.payload_sum {
+        let end = start + cell.payload_bytes as usize;
+        let whole = bytes.get(..cell.row.cell_bytes as usize).ok_or(FormatError::Short { what: WHAT })?;
+        if sum128(&whole[start..end]) != cell.payload_sum {
             return Err(FormatError::Checksum { what: "cell payload" });
         }
+        if whole[end..].iter().any(|byte| *byte != 0) {
+            return Err(FormatError::Checksum { what: "end of a cell" });
+        }
         Ok(cell)
-    }
-
-    /// The bytes of this cell as another cell of its row holds them, where cells are copies of each other.
-    pub fn copy_for(&self, number: u8, bytes: &[u8]) -> Vec<u8> {
-        let start = self.payload_start as usize;
-        let payload = &bytes[start..start + self.payload_bytes as usize];
-        let place = CellPlace { cell: number, ..self.place };
-        let mut copy = encode_head(&place, &self.chunks, payload, self.row_sum);
-        copy.extend_from_slice(&bytes[start..]);
-        copy
     }
 
     /// Reads header and directory; the payload is left for later.
@@ -300,7 +385,9 @@ impl Cell {
             return Err(FormatError::Version { what: WHAT, found, known });
         }
         let payload_bytes = header.payload_bytes.get();
-        if cell_bytes(count, payload_bytes as usize) != total {
+        let row = decode_row(&header, total)?;
+        let shape = CellShape { chunks: header.chunks.get(), payload_bytes };
+        if shape != row.shape_of(header.cell) {
             let value = u64::from(payload_bytes);
             return Err(FormatError::Value { what: WHAT, field: "payload_bytes", value });
         }
@@ -317,14 +404,30 @@ impl Cell {
                 slot_offset: header.slot_offset.get(),
                 incarnation: Incarnation(header.incarnation.get()),
             },
-            cell_bytes: header.cell_bytes.get(),
+            row,
             payload_start: u32::try_from(payload_start(count)).expect("bounded by the cell"),
             payload_bytes,
             chunks,
-            row_sum: header.row_sum,
             payload_sum: header.payload_sum,
         })
     }
+}
+
+/// What the header tells of its row. The largest of the data cells fills it.
+fn decode_row(header: &CellHeaderV1, total: usize) -> Result<RowHead, FormatError> {
+    let count = usize::from(header.shards_data);
+    if count == 0 || count > DATA_CELLS_MAX {
+        return Err(FormatError::Value { what: WHAT, field: "shards_data", value: count as u64 });
+    }
+    let shape = |raw: &[U32; 2]| CellShape { chunks: raw[0].get(), payload_bytes: raw[1].get() };
+    let mut shapes: Vec<CellShape> = header.shapes.iter().map(shape).collect();
+    let unused = shapes.split_off(count);
+    let largest = shapes.iter().map(|shape| shape.cell_bytes_checked()).max().flatten();
+    let fits = shapes.iter().all(|shape| shape.cell_bytes_checked().is_some()) && largest == Some(total);
+    if !fits || unused.iter().any(|shape| *shape != CellShape::default()) {
+        return Err(FormatError::Value { what: WHAT, field: "shapes", value: total as u64 });
+    }
+    Ok(RowHead { cell_bytes: header.cell_bytes.get(), sum: header.row_sum, shapes })
 }
 
 fn decode_chunk(raw: &[u8], payload_bytes: u32) -> Result<CellChunk, FormatError> {
@@ -378,19 +481,49 @@ mod tests {
             codec: 2,
             key_domain: 0,
         }];
+        let shape = CellShape { chunks: 1, payload_bytes: 5000 };
         let sum = row_sum(&[(&chunks, &payload)]);
-        let mut bytes = encode_head(&place, &chunks, &payload, sum);
-        bytes.extend_from_slice(&payload);
-        bytes.resize(cell_bytes(1, payload.len()), 0);
+        let row = RowHead { cell_bytes: shape.cell_bytes() as u32, sum, shapes: vec![shape] };
+        let mut bytes = vec![0; shape.cell_bytes()];
+        put_directory(&mut bytes, &chunks);
+        bytes[shape.payload()].copy_from_slice(&payload);
+        put_header(&mut bytes, &place, &row);
         let cell = Cell::decode(&bytes).unwrap();
-        assert_eq!((cell.place, cell.chunks.as_slice(), cell.row_sum), (place, &chunks[..], sum));
+        assert_eq!((cell.place, cell.chunks.as_slice(), &cell.row), (place, &chunks[..], &row));
+        assert_eq!(row_sum_of_cells([(shape, &bytes[..])].into_iter()), sum);
         bytes
+    }
+
+    /// Cells of a row of several are as large as the largest, and parity is all payload.
+    #[test]
+    fn cells_of_a_row_are_alike() {
+        let shapes =
+            [CellShape { chunks: 0, payload_bytes: 5000 }, CellShape { chunks: 0, payload_bytes: 9 }];
+        let row = RowHead { cell_bytes: 8192, sum: [3; 16], shapes: shapes.to_vec() };
+        for cell in 0..3 {
+            let place = CellPlace {
+                segment: SegmentId(8),
+                row: RowIndex(2),
+                cell,
+                shards: (2, 1),
+                slot_offset: 4096,
+                incarnation: Incarnation(6),
+            };
+            let mut bytes = vec![0; 8192];
+            put_header(&mut bytes, &place, &row);
+            let found = Cell::decode(&bytes).unwrap();
+            assert_eq!((found.place, &found.row), (place, &row));
+            assert_eq!(found.payload_bytes, [5000, 9, 8192 - 256][usize::from(cell)]);
+            // What is behind the payload counts as well: parity is made of it.
+            bytes[8191] = 1;
+            assert!(Cell::decode(&bytes).is_err());
+        }
     }
 
     #[test]
     fn every_flipped_bit_in_use_is_noticed() {
         let bytes = sample();
-        for bit in 0..(256 + 72 + 5000) * 8 {
+        for bit in 0..8192 * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(Cell::decode(&bad).is_err(), "bit {bit}");
@@ -409,7 +542,7 @@ mod tests {
     #[test]
     fn cut_short_at_any_length() {
         let bytes = sample();
-        for length in 0..256 + 72 + 5000 {
+        for length in 0..8192 {
             assert!(Cell::decode(&bytes[..length]).is_err(), "{length}");
         }
     }

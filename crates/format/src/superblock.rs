@@ -10,9 +10,9 @@ use zerocopy::{FromBytes, IntoBytes};
 /// First bytes of every superblock.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"AegisFS\x01";
 /// The version this program writes and the newest it reads.
-pub const SUPERBLOCK_VERSION: u32 = 4;
+pub const SUPERBLOCK_VERSION: u32 = 5;
 /// The oldest version that is understood; those before it were never released.
-pub const SUPERBLOCK_VERSION_MIN: u32 = 4;
+pub const SUPERBLOCK_VERSION_MIN: u32 = 5;
 /// Incompatible features that this program knows.
 pub const INCOMPAT_KNOWN: u64 = 0;
 /// Features without which a pool may only be read.
@@ -468,8 +468,8 @@ mod tests {
     #[test]
     fn newer_versions_and_unknown_features_say_so() {
         let mut bytes = sample().encode();
-        bytes[8] = 5;
-        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Version { found: 5, known: 4, .. })));
+        bytes[8] = 6;
+        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Version { found: 6, known: 5, .. })));
 
         let changed = |change: fn(&mut SuperblockV1)| {
             let mut fixed = SuperblockV1::read_from_prefix(&sample().encode()).unwrap().0;
@@ -478,8 +478,8 @@ mod tests {
             fixed.sum = sum128_of_parts(&[unsummed(&fixed), &table]);
             [fixed.as_bytes(), &table].concat()
         };
-        let bytes = changed(|fixed| fixed.version = U32::new(3));
-        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Outdated { found: 3, known: 4, .. })));
+        let bytes = changed(|fixed| fixed.version = U32::new(4));
+        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Outdated { found: 4, known: 5, .. })));
         let bytes = changed(|fixed| fixed.incompat = U64::new(1 << 40));
         assert!(
             matches!(Superblock::decode(&bytes), Err(FormatError::Features { bits, .. }) if bits == 1 << 40)

@@ -8,6 +8,7 @@ use aegisfs_base::limits::{DEVICE_BYTES_MIN, DEVICES_MAX};
 use aegisfs_base::units::MIB;
 use aegisfs_base::{Clock, DeviceIndex, Generation, Incarnation, Rng, Uuid};
 use aegisfs_device::Device;
+use aegisfs_format::cell::DATA_CELLS_MAX;
 use aegisfs_format::layout::{DeviceLayout, slot_bytes_for};
 use aegisfs_format::map::{MapEntry, MapOwner};
 use aegisfs_format::superblock::{DATABASES_MAX, DeviceEntry, LABEL_BYTES_MAX, Membership, Superblock};
@@ -19,6 +20,27 @@ const LOG_BYTES_MAX: u64 = 512 * MIB;
 const LOG_PART: u64 = 16;
 /// Fewer pieces than this cannot be written and trimmed at the same time.
 const LOG_PIECES_MIN: u64 = 4;
+
+/// Shards of parity at most, or copies beside the first.
+const PARITY_SHARDS_MAX: u8 = 8;
+/// What a pool has by itself from four devices on: so many shards of parity, and of data no more than this.
+const PARITY_BY_ITSELF: u8 = 2;
+const DATA_BY_ITSELF_MAX: u8 = 8;
+
+impl Redundancy {
+    /// What a pool of so many devices has unless somebody says otherwise: one device none, two or three two copies, and from
+    /// four on any two may be lost.
+    pub fn for_devices(count: usize) -> Self {
+        match u8::try_from(count).unwrap_or(u8::MAX) {
+            0 | 1 => Self { shards_data: 1, shards_parity: 0 },
+            2 | 3 => Self { shards_data: 1, shards_parity: 1 },
+            more => Self {
+                shards_data: (more - PARITY_BY_ITSELF).min(DATA_BY_ITSELF_MAX),
+                shards_parity: PARITY_BY_ITSELF,
+            },
+        }
+    }
+}
 
 /// How a new pool should be.
 #[derive(Clone, Debug, Default)]
@@ -163,16 +185,19 @@ fn check(devices: &[Arc<dyn Device>], options: &CreateOptions) -> Result<Redunda
     if let Some(device) = devices.iter().find(|d| d.bytes() < minimum) {
         return Err(PoolError::TooSmall { device: device.describe(), bytes: device.bytes(), minimum });
     }
-    let redundancy = options
-        .redundancy
-        .unwrap_or(Redundancy { shards_data: 1, shards_parity: u8::from(devices.len() > 1) });
-    if redundancy.shards_data != 1 {
-        return impossible("erasure coding is not there yet; use single or mirror".into());
-    }
-    let members = usize::from(redundancy.shards_data + redundancy.shards_parity);
-    if members > devices.len() {
+    let redundancy = options.redundancy.unwrap_or_else(|| Redundancy::for_devices(devices.len()));
+    let Redundancy { shards_data, shards_parity } = redundancy;
+    if shards_data == 0 || usize::from(shards_data) > DATA_CELLS_MAX || shards_parity > PARITY_SHARDS_MAX {
         return impossible(format!(
-            "{members} copies need {members} devices, and there are {}",
+            "a row has 1 to {DATA_CELLS_MAX} shards of data and at most {PARITY_SHARDS_MAX} of parity, not \
+             {shards_data}+{shards_parity}"
+        ));
+    }
+    let members = usize::from(shards_data) + usize::from(shards_parity);
+    if members > devices.len() {
+        let what = if shards_data == 1 { "copies" } else { "shards" };
+        return impossible(format!(
+            "{members} {what} need {members} devices, and there are {}",
             devices.len()
         ));
     }

@@ -13,6 +13,7 @@
 
 mod create;
 mod database;
+mod erasure;
 mod error;
 mod log_ring;
 mod member;
@@ -28,6 +29,7 @@ mod unowned;
 
 pub use create::CreateOptions;
 pub use database::{Database, OnPool, Scrubbed};
+pub use erasure::Erasure;
 pub use error::PoolError;
 pub use log_ring::LogRing;
 pub use open::{OpenOptions, Opening};

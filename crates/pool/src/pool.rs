@@ -154,10 +154,14 @@ impl Pool {
         self.slots.lock().space(members)
     }
 
-    /// How many shards a new segment gets, with the devices that take part now.
-    pub fn shards_now(&self) -> usize {
-        let usable = self.slots.lock().usable();
-        usize::from(self.redundancy.shards_data + self.redundancy.shards_parity).min(usable).max(1)
+    /// Data and parity shards of a new wide segment, with the devices that take part now.
+    ///
+    /// Where those are too few, there are fewer shards of data; with less than full parity only when even a copy of
+    /// everything on each of them is not as much.
+    pub fn shards_now(&self) -> (u8, u8) {
+        let usable = u8::try_from(self.slots.lock().usable().max(1)).unwrap_or(u8::MAX);
+        let parity = self.redundancy.shards_parity.min(usable - 1);
+        (self.redundancy.shards_data.min(usable - parity), parity)
     }
 
     /// Leaves so many free slots to the metadata, an equal number on each device, but not more than a quarter of it.

@@ -69,15 +69,12 @@ impl Pool {
         Err(PoolError::Absent { device, slot })
     }
 
-    /// Takes slots for a segment and writes their headers.
+    /// Takes slots for a segment with so many shards of data and of parity, and writes their headers.
     ///
     /// # Errors
     /// When there is no room, or a device fails.
-    pub fn open_segment(&self, segment: SegmentId) -> Result<Vec<Placement>, PoolError> {
-        // With members missing, copies are written to those that are left.
-        let wanted = self.shards_now();
-        let places = self.take_slots(|slots| slots.place(wanted))?;
-        let shards = (1, u8::try_from(places.len() - 1).expect("bounded by the geometry"));
+    pub fn open_segment(&self, segment: SegmentId, shards: (u8, u8)) -> Result<Vec<Placement>, PoolError> {
+        let places = self.take_slots(|slots| slots.place(usize::from(shards.0 + shards.1)))?;
         for (member, place) in places.iter().enumerate() {
             let content = SlotContent::Segment { segment, shards };
             if let Err(error) = self.write_header(*place, content, member as u8) {

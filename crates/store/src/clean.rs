@@ -16,15 +16,15 @@ use crate::StoreError;
 use crate::ingest::frames::{self, NewChunk};
 use crate::mend::Pace;
 use crate::rows::{Frame, RowWriter, WrittenRow};
-use crate::segments::Purpose;
+use crate::segments::{Purpose, Shape};
+use crate::sound_row::SoundRow;
 use crate::space::FRAME_BYTES_WORST;
 use crate::store::{Counters, Store};
 use crate::tables::Tables;
-use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::{BranchId, ChunkId, FaultKind, SegmentId};
 use aegisfs_chunk::{ChunkHash, Codec, decompress};
 use aegisfs_device::AlignedBuffer;
-use aegisfs_format::cell::{self, Cell, CellChunk};
+use aegisfs_format::cell::{Cell, CellChunk};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
 use aegisfs_format::op::Op;
@@ -190,7 +190,6 @@ impl Store {
     /// # Errors
     /// When the metadata cannot be read.
     pub fn cleaning_candidates(&self) -> Result<(Vec<Candidate>, u64), StoreError> {
-        let room = self.segment_data_bytes();
         let mut found = Vec::new();
         let mut dead = 0;
         let mut problem = None;
@@ -209,7 +208,8 @@ impl Store {
             if no_more_chunks || kept.contains(&segment_id) {
                 segment.forsaken_bytes = 0;
             }
-            let dead_bytes = dead_bytes(room, &segment);
+            let room = self.room_of(&segment);
+            let dead_bytes = self.dead_bytes(&segment);
             let is_worth_it = segment.state == SegmentState::Sealed && dead_bytes > room / DEAD_PART_MIN;
             if is_worth_it && !stuck.contains(&segment_id) {
                 dead += dead_bytes;
@@ -322,9 +322,12 @@ impl Store {
 
     /// Whether so many bytes can be moved with the slots that are free now.
     fn has_room_to_move(&self, bytes: u64) -> bool {
-        let data = self.segment_data_bytes();
-        let slots = self.pool.space().segments_placeable;
-        let room = self.segments.room(&self.pool, Purpose::Moved) + slots * data;
+        let room = |shape| {
+            let (room, cells) = self.segments.room(&self.pool, Purpose::Moved, shape);
+            room * u64::from(cells)
+        };
+        let segments = self.pool.space().segments_placeable;
+        let room = room(Shape::Narrow) + room(Shape::Wide) + segments * self.segment_data_bytes_now();
         self.worst_case_bytes(bytes, 1) <= room
     }
 
@@ -353,16 +356,15 @@ impl Store {
     ) -> Result<ControlFlow<()>, StoreError> {
         let Some(segment) = segment else {
             // Nothing but remains was left in it.
-            self.count_cleaned(done);
+            self.count_cleaned(self.segment_data_bytes(), done);
             return Ok(ControlFlow::Continue(()));
         };
         if segment.state != SegmentState::Sealed || self.segments.holds(id) {
             return Ok(ControlFlow::Continue(()));
         }
-        let room = self.segment_data_bytes();
         if segment.forsaken_bytes > 0 {
-            let certain = dead_bytes(room, &Segment { forsaken_bytes: 0, ..segment.clone() });
-            if certain <= room / DEAD_PART_MIN {
+            let certain = self.dead_bytes(&Segment { forsaken_bytes: 0, ..segment.clone() });
+            if certain <= self.room_of(&segment) / DEAD_PART_MIN {
                 return Ok(ControlFlow::Continue(()));
             }
         }
@@ -390,13 +392,23 @@ impl Store {
             tracing::warn!(segment = id.0, "a segment cannot be emptied: not everything in it can be read");
             return Ok(ControlFlow::Continue(()));
         }
-        self.count_cleaned(done);
+        self.count_cleaned(self.room_of(segment), done);
         Ok(ControlFlow::Continue(()))
     }
 
-    fn count_cleaned(&self, done: &mut Cleaned) {
+    /// Bytes of data that a segment's slots take.
+    fn room_of(&self, segment: &Segment) -> u64 {
+        self.slots_worth(segment.placements.len() as u64)
+    }
+
+    /// What moving the living parts of a segment gives back of its slots, as far as can be told.
+    fn dead_bytes(&self, segment: &Segment) -> u64 {
+        dead_bytes(self.room_of(segment), self.pool.slot_bytes(), segment)
+    }
+
+    fn count_cleaned(&self, bytes: u64, done: &mut Cleaned) {
         done.segments += 1;
-        done.released_bytes += self.segment_data_bytes();
+        done.released_bytes += bytes;
         Counters::add(&self.counters.segments_cleaned, 1);
     }
 
@@ -416,13 +428,15 @@ impl Store {
         // Nobody counted the rows of a segment that was open in a crash.
         let rows = if segment.rows == 0 { u32::MAX } else { segment.rows };
         for _ in 0..rows {
-            let Some((cell, bytes)) = self.sound_cell(id, segment, offset) else {
+            let Some(row) = SoundRow::read(&self.pool, id, segment, offset) else {
                 // Where the next one begins is not known.
                 is_whole = false;
                 break;
             };
-            offset += cell.cell_bytes;
-            is_whole &= self.harvest_cell(id, &cell, &bytes, &mut harvest)?;
+            offset += row.head.cell_bytes;
+            for (cell, bytes) in row.data_cells() {
+                is_whole &= self.harvest_cell(id, &cell, &bytes, &mut harvest)?;
+            }
             if harvest.is_enough() {
                 let bytes = harvest.bytes;
                 self.plant(id, std::mem::replace(&mut harvest, Harvest::new()), done)?;
@@ -439,35 +453,12 @@ impl Store {
         Ok(Some(is_whole))
     }
 
-    /// The cell at an offset, from the first copy in which it verifies.
-    pub(crate) fn sound_cell(
-        &self,
-        id: SegmentId,
-        segment: &Segment,
-        offset: u32,
-    ) -> Option<(Cell, AlignedBuffer)> {
-        let read = |place, bytes: &mut AlignedBuffer| self.pool.read_slot(place, u64::from(offset), bytes);
-        segment.placements.iter().find_map(|place| {
-            let mut bytes = AlignedBuffer::zeroed(BLOCK_BYTES);
-            read(*place, &mut bytes).ok()?;
-            let total = cell::peek_bytes(&bytes).ok()?;
-            if u64::from(offset) + total as u64 > self.pool.slot_bytes() {
-                return None;
-            }
-            bytes.set_length(total);
-            read(*place, &mut bytes).ok()?;
-            let cell = Cell::decode(&bytes).ok()?;
-            let is_it = cell.place.segment == id && cell.place.slot_offset == offset;
-            is_it.then_some((cell, bytes))
-        })
-    }
-
     /// Takes from a cell what lives in it. Says whether all of that could be had.
     fn harvest_cell(
         &self,
         id: SegmentId,
         cell: &Cell,
-        bytes: &AlignedBuffer,
+        bytes: &[u8],
         harvest: &mut Harvest,
     ) -> Result<bool, StoreError> {
         let payload = &bytes[cell.payload_start as usize..][..cell.payload_bytes as usize];
@@ -551,7 +542,7 @@ impl Store {
         whole.into_iter().try_for_each(|frame| rows.add(frame))?;
         frames::compress(single, self.ingest.compression, None, |frame| rows.add(frame))?;
         rows.finish()?;
-        let row_bytes = written.iter().map(|row| u64::from(row.dependency.cell_bytes)).sum();
+        let row_bytes = written.iter().map(|row| row.data_bytes).sum();
         done.row_bytes += row_bytes;
         Counters::add(&self.counters.moved_row_bytes, row_bytes);
         Ok(())
@@ -590,17 +581,20 @@ impl Store {
 }
 
 /// What moving the living parts of a segment gives back of its slots, as far as can be told: what died of what was
-/// written, with the part of its directories, and what was never written to because the segment was sealed early.
-fn dead_bytes(room: u64, segment: &Segment) -> u64 {
+/// written, with the part of its directories, what was never written to because the segment was sealed early, and what copies
+/// take beyond what parity will.
+fn dead_bytes(room: u64, slot_bytes: u64, segment: &Segment) -> u64 {
     let written = segment.written_bytes.max(1);
+    let cells = u64::from(segment.shards.0);
+    let full = (slot_bytes - SLOT_HEADER_BYTES) * cells;
     // Directories and the ends of rows take as much of what lives as of what died.
     let used = match u64::from(segment.end).checked_sub(SLOT_HEADER_BYTES) {
         // What is left at the end of a full segment was too small for the next frame.
-        Some(used) if used + FRAME_BYTES_WORST < room => used.max(written),
-        Some(_) => room,
+        Some(used) if (used + FRAME_BYTES_WORST) * cells < full => (used * cells).max(written),
+        Some(_) => full,
         None => {
             let used = written.saturating_mul(UNUSED_BEYOND.0) / UNUSED_BEYOND.1;
-            if used >= room { room } else { used.max(written) }
+            if used >= full { full } else { used.max(written) }
         }
     };
     let live = segment.live_bytes.saturating_sub(segment.forsaken_bytes);

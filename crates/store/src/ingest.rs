@@ -80,6 +80,11 @@ impl<'a> Piece<'a> {
 }
 
 impl Ingest {
+    /// Whether work may be done by several threads.
+    pub(crate) fn has_workers(&self) -> bool {
+        self.workers.is_some()
+    }
+
     pub(crate) fn new(compression: Compression, workers: usize) -> Self {
         let build = || {
             let builder = rayon::ThreadPoolBuilder::new().num_threads(workers);

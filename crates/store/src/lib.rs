@@ -30,6 +30,7 @@ mod rows;
 mod scrub;
 mod segments;
 mod service;
+mod sound_row;
 mod space;
 mod store;
 mod tables;

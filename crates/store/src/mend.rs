@@ -1,9 +1,10 @@
 //! Cells of a segment compared with what they should be, on some of its devices, and written anew where they are not.
 //!
-//! What a cell should be any sound one of its row tells. Nothing is written over a sound cell, and nothing where the segment
+//! What a cell should be the sound ones of its row tell. Nothing is written over a sound cell, and nothing where the segment
 //! is gone by then: its slots may be another's.
 
 use crate::StoreError;
+use crate::sound_row::SoundRow;
 use crate::store::Store;
 use aegisfs_base::SegmentId;
 use aegisfs_base::limits::BLOCK_BYTES;
@@ -28,7 +29,7 @@ pub(crate) struct Compared {
     pub(crate) repaired: u64,
     /// Bytes written.
     pub(crate) written: u64,
-    /// Rows of which no cell is sound, with something in them that is referred to.
+    /// Rows of which too few cells are sound, with something in them that is referred to.
     pub(crate) lost: u64,
 }
 
@@ -57,17 +58,21 @@ impl Store {
         let (mut offset, mut gap, mut gaps) = (SLOT_HEADER_BYTES as u32, None, Vec::new());
         while offset + BLOCK_BYTES as u32 <= end {
             let begun = Instant::now();
-            let Some((cell, bytes)) = self.sound_cell(id, segment, offset) else {
-                // A row that was cut off, or damage in all copies; cells behind it are whole all the same.
+            let Some(row) = SoundRow::read(&self.pool, id, segment, offset) else {
+                // A row that was cut off, or damage in too many cells; rows behind it are whole all the same.
                 gap = gap.or(Some(offset));
                 offset += BLOCK_BYTES as u32;
                 continue;
             };
             gaps.extend(gap.take().map(|start| start..offset));
+            let cell_bytes = u64::from(row.head.cell_bytes);
             for (number, place) in &places {
-                let right = cell.copy_for(*number, &bytes);
                 found.cells += 1;
-                found.bytes += right.len() as u64;
+                found.bytes += cell_bytes;
+                if row.has_read(*number) {
+                    continue;
+                }
+                let right = row.right(*number);
                 if self.holds_already(*place, offset, &right) {
                     continue;
                 }
@@ -78,14 +83,14 @@ impl Store {
                         return Ok(None);
                     }
                     found.repaired += 1;
-                    found.written += right.len() as u64;
+                    found.written += cell_bytes;
                 }
             }
-            offset += cell.cell_bytes;
-            if pace(bytes.len() as u64 * places.len() as u64, begun.elapsed()).is_break() {
+            offset += row.head.cell_bytes;
+            if pace(cell_bytes * places.len() as u64, begun.elapsed()).is_break() {
                 return Ok(None);
             }
-            if cell.place.row.0.saturating_add(1) >= rows {
+            if row.place.row.0.saturating_add(1) >= rows {
                 offset = end;
             }
         }
@@ -127,11 +132,11 @@ impl Store {
             return Ok(0);
         }
         let mut lost = BTreeSet::new();
-        self.each_chunk_in(id, &mut |offset| {
-            lost.extend(gaps.iter().find(|gap| gap.contains(&offset)).map(|gap| gap.start));
+        self.each_chunk_in(id, &mut |frame| {
+            lost.extend(gaps.iter().find(|gap| gap.contains(&frame.slot_offset)).map(|gap| gap.start));
         })?;
         for start in &lost {
-            tracing::error!(segment = id.0, start, "no copy of a row is sound");
+            tracing::error!(segment = id.0, start, "too few cells of a row are sound");
         }
         Ok(lost.len() as u64)
     }

@@ -4,31 +4,40 @@
 //! bytes leave here.
 
 use crate::StoreError;
+use crate::sound_row::SoundRow;
 use crate::store::{Counters, Store};
 use crate::tables::Tables;
-use aegisfs_base::limits::BLOCK_BYTES;
+use aegisfs_base::limits::{BLOCK_BYTES, CELL_BYTES_MAX};
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{ChunkId, SegmentId};
 use aegisfs_chunk::{ChunkHash, Codec, decompress};
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::key::{self, Table};
+use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::Segment;
-use aegisfs_pool::Placement;
+use aegisfs_pool::{Erasure, Placement};
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Segments whose placement is kept in memory.
-const PLACEMENTS_KEPT: usize = 4096;
+/// Choices of other cells from which a lost one is made before whole cells are read.
+const DECODINGS_MAX: usize = 64;
+/// Segments of which it is kept in memory where they are.
+const LAYOUTS_KEPT: usize = 4096;
 /// Neighbouring frames are read in one go up to this many bytes.
 const RUN_BYTES_MAX: u32 = 1 << 20;
 /// Frames this close together are read in one go, the gap included.
 const GAP_BYTES_MAX: u32 = 32 << 10;
 
-type FrameKey = (SegmentId, u32);
+/// Segment, cell and offset.
+type FrameKey = (SegmentId, u8, u32);
+
+fn key_of(frame: &FramePlace) -> FrameKey {
+    (frame.segment, frame.cell, frame.slot_offset)
+}
 
 thread_local! {
     /// What this thread read into last; memory for it is costly to come by.
@@ -55,6 +64,25 @@ impl Drop for Span {
     }
 }
 
+/// Where the cells of a segment's rows are.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// Cells of data and of parity.
+    pub(crate) shards: (u8, u8),
+    /// The slot of each.
+    pub(crate) places: Vec<Placement>,
+}
+
+impl Layout {
+    /// The slots that hold the bytes of a cell of data: its own, or where there is one cell of data the copies too.
+    pub(crate) fn copies(&self, cell: u8) -> &[Placement] {
+        match self.shards.0 {
+            1 => &self.places,
+            _ => self.places.get(usize::from(cell)).map_or(&[], std::slice::from_ref),
+        }
+    }
+}
+
 /// A decoded frame and which of its chunks were verified.
 struct CachedFrame {
     plain: Vec<u8>,
@@ -73,7 +101,7 @@ impl quick_cache::Weighter<FrameKey, Arc<CachedFrame>> for ByBytes {
 /// Decoded frames, bounded in bytes.
 pub(crate) struct FrameCache {
     frames: quick_cache::sync::Cache<FrameKey, Arc<CachedFrame>, ByBytes>,
-    placements: quick_cache::sync::Cache<SegmentId, Arc<Vec<Placement>>>,
+    layouts: quick_cache::sync::Cache<SegmentId, Arc<Layout>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -83,7 +111,7 @@ impl FrameCache {
         let frames = (bytes / (64 << 10)).max(16) as usize;
         Self {
             frames: quick_cache::sync::Cache::with_weighter(frames, bytes.max(1 << 20), ByBytes),
-            placements: quick_cache::sync::Cache::new(PLACEMENTS_KEPT),
+            layouts: quick_cache::sync::Cache::new(LAYOUTS_KEPT),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -120,19 +148,18 @@ impl Store {
         let mut wanted: Vec<FramePlace> = Vec::new();
         for chunk in chunks {
             let Ok(descriptor) = self.descriptor(*chunk) else { continue };
-            let key = (descriptor.frame.segment, descriptor.frame.slot_offset);
-            if self.cache.frames.peek(&key).is_none() {
+            if self.cache.frames.peek(&key_of(&descriptor.frame)).is_none() {
                 wanted.push(descriptor.frame);
             }
         }
-        wanted.sort_by_key(|frame| (frame.segment, frame.slot_offset));
-        wanted.dedup_by_key(|frame| (frame.segment, frame.slot_offset));
+        wanted.sort_by_key(key_of);
+        wanted.dedup_by_key(|frame| key_of(frame));
         let mut rest = &wanted[..];
         while let Some(first) = rest.first() {
             let mut end = first.slot_offset + first.stored_bytes;
             let mut count = 1;
             for next in &rest[1..] {
-                let near = next.segment == first.segment
+                let near = (next.segment, next.cell) == (first.segment, first.cell)
                     && next.slot_offset <= end + GAP_BYTES_MAX
                     && next.slot_offset + next.stored_bytes - first.slot_offset <= RUN_BYTES_MAX;
                 if !near {
@@ -149,17 +176,21 @@ impl Store {
     }
 
     fn load_run(&self, run: &[FramePlace], end: u32) -> Result<(), StoreError> {
-        let (segment, start) = (run[0].segment, run[0].slot_offset);
+        let (segment, cell, start) = key_of(&run[0]);
         // A segment that has gone had its chunks moved elsewhere.
-        let Ok(places) = self.placements(segment) else { return Ok(()) };
-        let Some(place) = places.iter().find(|place| self.pool.readable(**place)) else { return Ok(()) };
-        let Ok(span) = self.read_span(*place, start, end - start) else { return Ok(()) };
+        let Ok(layout) = self.layout(segment) else { return Ok(()) };
+        let there = layout.copies(cell).iter().find(|place| self.pool.readable(**place));
+        let span = match there {
+            Some(place) => self.read_span(*place, start, end - start),
+            None => self.decode_span(&layout, cell, start, end - start),
+        };
+        let Ok(span) = span else { return Ok(()) };
         for frame in run {
             let from = (frame.slot_offset - start) as usize;
             let stored = &span.bytes()[from..from + frame.stored_bytes as usize];
             if let Ok(plain) = decode(frame, stored) {
                 let cached = CachedFrame { plain, verified: Mutex::default() };
-                self.cache.frames.insert((segment, frame.slot_offset), Arc::new(cached));
+                self.cache.frames.insert(key_of(frame), Arc::new(cached));
             }
         }
         Ok(())
@@ -179,12 +210,12 @@ impl Store {
     pub(crate) fn each_chunk_in(
         &self,
         segment: SegmentId,
-        visit: &mut dyn FnMut(u32),
+        visit: &mut dyn FnMut(&FramePlace),
     ) -> Result<(), StoreError> {
         let mut problem = None;
         self.view().scan(Table::Chunks, &[], None, &mut |_, stored| {
             match Descriptor::decode(stored) {
-                Ok(Some(found)) if found.frame.segment == segment => visit(found.frame.slot_offset),
+                Ok(Some(found)) if found.frame.segment == segment => visit(&found.frame),
                 Ok(_) => {}
                 Err(error) => problem = Some(error),
             }
@@ -193,16 +224,16 @@ impl Store {
         problem.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    pub(crate) fn placements(&self, segment: SegmentId) -> Result<Arc<Vec<Placement>>, StoreError> {
-        if let Some(places) = self.cache.placements.get(&segment) {
-            return Ok(places);
+    pub(crate) fn layout(&self, segment: SegmentId) -> Result<Arc<Layout>, StoreError> {
+        if let Some(layout) = self.cache.layouts.get(&segment) {
+            return Ok(layout);
         }
-        let stored = self.view().get(Table::Segments, &key::segment(segment))?;
-        let stored = stored
-            .ok_or_else(|| StoreError::Inconsistent { what: format!("segment {segment} is missing") })?;
-        let places = Arc::new(Segment::decode(&stored)?.placements);
-        self.cache.placements.insert(segment, Arc::clone(&places));
-        Ok(places)
+        let Some(Segment { shards, placements: places, .. }) = self.read_segment(segment)? else {
+            return Err(StoreError::Inconsistent { what: format!("segment {segment} is missing") });
+        };
+        let layout = Arc::new(Layout { shards, places });
+        self.cache.layouts.insert(segment, Arc::clone(&layout));
+        Ok(layout)
     }
 
     /// The decoded frame of a chunk that was at some place, from wherever it is by now: the cleaner may move it while it
@@ -228,7 +259,7 @@ impl Store {
 
     /// The decoded frame of a chunk, with that chunk verified.
     fn frame(&self, chunk: ChunkId, descriptor: &Descriptor) -> Result<Arc<CachedFrame>, StoreError> {
-        let key = (descriptor.frame.segment, descriptor.frame.slot_offset);
+        let key = key_of(&descriptor.frame);
         if let Some(frame) = self.cache.frames.get(&key) {
             let known = frame.verified.lock().contains(&chunk);
             if known || verifies(descriptor, &frame.plain) {
@@ -251,17 +282,23 @@ impl Store {
     /// Reads a frame from the first copy in which the chunk verifies, and heals the ones before it.
     fn load(&self, chunk: ChunkId, descriptor: &Descriptor) -> Result<Vec<u8>, StoreError> {
         let place = &descriptor.frame;
-        let places = self.placements(place.segment)?;
+        let layout = self.layout(place.segment)?;
         let mut bad = Vec::new();
         let mut reasons = Vec::new();
         let mut sound = None;
-        for slot in places.iter() {
+        for slot in layout.copies(place.cell) {
             match self.load_copy(*slot, descriptor) {
                 Ok(found) => {
                     sound = Some(found);
                     break;
                 }
                 Err(reason) => bad.push((*slot, reason)),
+            }
+        }
+        if sound.is_none() {
+            match self.load_decoded(&layout, descriptor) {
+                Ok(found) => sound = found,
+                Err(reason) => reasons.push(reason),
             }
         }
         if !bad.is_empty() && self.descriptor(chunk).is_ok_and(|now| now.frame == *place) {
@@ -310,6 +347,110 @@ impl Store {
         Ok((plain, stored))
     }
 
+    /// Makes a frame from the other cells of its row, and verifies it; nothing where it has no others.
+    ///
+    /// The same span of as many others as there are cells of data is enough. Where some of those are bad as well other choices
+    /// are tried; in the end whole cells tell who is bad.
+    pub(crate) fn load_decoded(
+        &self,
+        layout: &Layout,
+        descriptor: &Descriptor,
+    ) -> Result<Option<(Vec<u8>, Span)>, String> {
+        let place = &descriptor.frame;
+        if layout.shards.0 == 1 {
+            return Ok(None);
+        }
+        let verified = |stored: Span| -> Result<(Vec<u8>, Span), String> {
+            let plain = decode(place, stored.bytes())?;
+            if !verifies(descriptor, &plain) {
+                return Err("made from the other cells its hash does not match".into());
+            }
+            Ok((plain, stored))
+        };
+        let others = self.read_others(layout, place.cell, place.slot_offset, place.stored_bytes, true);
+        for chosen in choices(others.len(), usize::from(layout.shards.0)).take(DECODINGS_MAX) {
+            let there: Vec<(usize, &[u8])> =
+                chosen.iter().map(|n| (others[*n].0, others[*n].1.bytes())).collect();
+            if let Ok(found) = verified(self.decode_from(layout, place.cell, &there)) {
+                return Ok(Some(found));
+            }
+        }
+        let whole = self.span_of_sound_row(place).map_err(|error| error.to_string())?;
+        whole
+            .ok_or_else(|| "too few other cells of its row are sound".to_owned())
+            .and_then(verified)
+            .map(Some)
+    }
+
+    /// Makes a span of a cell from the same span of as many others as are needed, without verifying them.
+    fn decode_span(&self, layout: &Layout, cell: u8, offset: u32, bytes: u32) -> Result<Span, StoreError> {
+        let others = self.read_others(layout, cell, offset, bytes, false);
+        if others.len() < usize::from(layout.shards.0) {
+            let (device, slot) = layout.places.get(usize::from(cell)).copied().unwrap_or_default();
+            return Err(aegisfs_pool::PoolError::Absent { device, slot }.into());
+        }
+        let there: Vec<(usize, &[u8])> =
+            others.iter().map(|(number, span)| (*number, span.bytes())).collect();
+        Ok(self.decode_from(layout, cell, &there))
+    }
+
+    /// The span that other cells of a row hold at some place: all that can be read, or as many as are needed.
+    fn read_others(
+        &self,
+        layout: &Layout,
+        cell: u8,
+        offset: u32,
+        bytes: u32,
+        all: bool,
+    ) -> Vec<(usize, Span)> {
+        let mut there = Vec::new();
+        let others = layout.places.iter().enumerate().filter(|(number, _)| *number != usize::from(cell));
+        for (number, place) in others {
+            if self.pool.readable(*place)
+                && let Ok(span) = self.read_span(*place, offset, bytes)
+            {
+                there.push((number, span));
+                if !all && there.len() == usize::from(layout.shards.0) {
+                    break;
+                }
+            }
+        }
+        there
+    }
+
+    fn decode_from(&self, layout: &Layout, cell: u8, there: &[(usize, &[u8])]) -> Span {
+        let (data, parity) = layout.shards;
+        let bytes = there[0].1.len();
+        let mut out = Span { blocks: AlignedBuffer::zeroed(bytes), skip: 0, bytes: bytes as u32 };
+        let erasure = Erasure::new(usize::from(data), usize::from(parity));
+        erasure.decode(there, &mut [(usize::from(cell), &mut out.blocks)]);
+        Counters::add(&self.counters.frames_decoded, 1);
+        out
+    }
+
+    /// A span of a cell as the sound cells of its row have it.
+    fn span_of_sound_row(&self, place: &FramePlace) -> Result<Option<Span>, StoreError> {
+        let Some(segment) = self.read_segment(place.segment)? else { return Ok(None) };
+        // Where the row begins is told by those before it, and by itself: no cell is larger than this.
+        let first = SLOT_HEADER_BYTES as u32;
+        let lowest = place.slot_offset.saturating_sub(CELL_BYTES_MAX as u32).max(first);
+        let mut offset = place.slot_offset / BLOCK_BYTES as u32 * BLOCK_BYTES as u32;
+        while offset >= lowest {
+            let row = SoundRow::read(&self.pool, place.segment, &segment, offset);
+            let holds =
+                |row: &SoundRow| offset + row.head.cell_bytes >= place.slot_offset + place.stored_bytes;
+            if let Some(row) = row.filter(holds) {
+                let cell = row.right(place.cell);
+                let from = (place.slot_offset - offset) as usize;
+                let mut blocks = AlignedBuffer::zeroed(place.stored_bytes as usize);
+                blocks.copy_from_slice(&cell[from..from + place.stored_bytes as usize]);
+                return Ok(Some(Span { blocks, skip: 0, bytes: place.stored_bytes }));
+            }
+            offset -= BLOCK_BYTES as u32;
+        }
+        Ok(None)
+    }
+
     /// Reads whole blocks around a span of a slot.
     fn read_span(&self, slot: Placement, offset: u32, bytes: u32) -> Result<Span, StoreError> {
         let block = BLOCK_BYTES as u64;
@@ -356,6 +497,22 @@ impl Store {
     }
 }
 
+/// All ways to choose so many of some, by their places.
+fn choices(of: usize, count: usize) -> impl Iterator<Item = Vec<usize>> {
+    let mut next = (count <= of).then(|| (0..count).collect::<Vec<usize>>());
+    std::iter::from_fn(move || {
+        let now = next.take()?;
+        // The last that can move on does, and those behind it follow.
+        if let Some(at) = (0..count).rev().find(|at| now[*at] < of - count + at) {
+            let mut later = now.clone();
+            later[at] += 1;
+            (at + 1..count).for_each(|n| later[n] = later[n - 1] + 1);
+            next = Some(later);
+        }
+        Some(now)
+    })
+}
+
 fn verifies(descriptor: &Descriptor, plain: &[u8]) -> bool {
     let start = descriptor.offset_in_frame as usize;
     let chunk = plain.get(start..start + descriptor.plain_bytes as usize);
@@ -392,6 +549,15 @@ pub(crate) mod tests {
         open(pool, &options, Arc::new(ManualClock::default()), &rng).unwrap().0
     }
 
+    #[test]
+    fn every_choice_comes_once() {
+        let all: Vec<_> = choices(5, 3).collect();
+        assert_eq!(all.len(), 10);
+        assert_eq!((&all[0][..], &all[9][..]), (&[0, 1, 2][..], &[2, 3, 4][..]));
+        assert!(all.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!((choices(3, 3).count(), choices(2, 3).count()), (1, 0));
+    }
+
     /// A slot that a chunk has left may be anybody's.
     #[test]
     fn a_chunk_that_moved_is_not_healed_where_it_was() {
@@ -404,7 +570,8 @@ pub(crate) mod tests {
         let op = Op::Replace { inode, from: 0, to: 20_000, pending_up_to, references };
         store.commit_ingested(BranchId(0), ingested, vec![op]).unwrap();
         let before = store.descriptor(chunk).unwrap();
-        let places = store.placements(before.frame.segment).unwrap();
+        let layout = store.layout(before.frame.segment).unwrap();
+        let places = &layout.places;
         let content = |slot| {
             let span = store.read_span(slot, before.frame.slot_offset, before.frame.stored_bytes).unwrap();
             span.bytes().to_vec()

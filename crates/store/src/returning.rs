@@ -223,12 +223,12 @@ impl Store {
         }
     }
 
-    /// Sealed segments with fewer shards than new ones get. No further ones are to come.
+    /// Sealed segments with less parity than new ones get. No further ones are to come.
     fn thin_segments(&self, goes_on: &GoesOn<'_>) -> Result<Vec<SegmentId>, StoreError> {
-        let shards = self.pool.shards_now();
-        self.seal_thin_segments(shards)?;
+        let (_, parity) = self.pool.shards_now();
+        self.seal_thin_segments(parity)?;
         let begun = Instant::now();
-        while self.segments.any_thin(shards) {
+        while self.segments.any_thin(parity) {
             if !goes_on() || begun.elapsed() > IN_FLIGHT_MAX {
                 return Err(StoreError::Stopped);
             }
@@ -236,7 +236,7 @@ impl Store {
         }
         let mut found = Vec::new();
         self.each_segment(&mut |id, segment| {
-            if segment.state == SegmentState::Sealed && segment.placements.len() < shards {
+            if segment.state == SegmentState::Sealed && segment.shards.1 < parity {
                 found.push(id);
             }
             ControlFlow::Continue(())

@@ -1,20 +1,27 @@
 //! Rows: frames put into cells and written to every member of a segment.
 
 use crate::StoreError;
-use crate::segments::{Purpose, RowPlace};
+use crate::segments::{Purpose, RowPlace, Shape};
 use crate::store::Store;
+use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::sabotage::{Edge, later, removed};
 use aegisfs_base::{ChunkId, FaultKind};
 use aegisfs_device::AlignedBuffer;
-use aegisfs_format::cell::{self, CellChunk, CellPlace};
+use aegisfs_format::cell::{self, CellChunk, CellPlace, CellShape, RowHead};
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::log::RowDependency;
+use aegisfs_pool::{Erasure, Placement, PoolError};
 use std::borrow::Cow;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// Cells are closed when they have grown to this.
 const CELL_BYTES_AIM: usize = 1 << 20;
+/// Cells of a row may be this part of them unequal, if that is how frames fit.
+const EVENNESS: usize = 16;
+/// Bytes that a chunk takes in a cell's directory.
+const ENTRY_BYTES: usize = cell::payload_start(1) - cell::payload_start(0);
+/// Cells of this size are written at the same time.
+const TOGETHER_BYTES_MIN: usize = 128 << 10;
 
 /// A frame ready to be written: what was compressed in one go.
 pub(crate) struct Frame<'d> {
@@ -25,47 +32,79 @@ pub(crate) struct Frame<'d> {
     pub(crate) chunks: Vec<(ChunkId, [u8; 32], u32, u32)>,
 }
 
-/// Which of some frames the next row takes.
+/// Which of some frames the next row takes, and in which of its cells of data they go.
 #[derive(Default)]
 struct Row {
+    /// Frame by frame, up to the last that it takes; none for those that wait.
+    cells: Vec<Option<u8>>,
     count: usize,
-    /// It takes those before this one, but for
-    until: usize,
-    /// those that are larger than the room at the end of a segment.
-    skipped: Vec<usize>,
+    /// Stored bytes of those it takes.
+    payload: usize,
     /// Bytes of its cells.
     total: usize,
 }
 
 impl Row {
-    /// In order as far as there is room. The end of a segment takes what fits, so that little of it is lost.
-    fn choose(frames: &[Frame<'_>], room: usize) -> Self {
-        let limit = room.min(CELL_BYTES_AIM);
-        let (mut row, mut chunks, mut payload) = (Self::default(), 0, 0);
-        for (n, frame) in frames.iter().enumerate() {
-            let grown = cell::cell_bytes(chunks + frame.chunks.len(), payload + frame.stored.len());
-            let fits = grown <= limit || row.count == 0 && grown <= room;
-            if !fits && room >= CELL_BYTES_AIM {
-                break;
-            }
-            if !fits {
-                row.skipped.push(n);
+    /// Each frame goes to the first of `data` cells that has room for it and grows to no more than `limit`; the first in a
+    /// cell may be larger, up to `room`.
+    ///
+    /// The end of a segment takes what fits, so that little of it is lost; elsewhere one cell is filled in order.
+    fn choose(frames: &[Frame<'_>], data: u8, limit: usize, room: usize) -> Self {
+        let mut row = Self::default();
+        let mut filled = vec![(0, 0); usize::from(data)];
+        for frame in frames {
+            let grown = |(chunks, payload): (usize, usize)| {
+                cell::cell_bytes(chunks + frame.chunks.len(), payload + frame.stored.len())
+            };
+            let fits = |cell: &(usize, usize)| {
+                grown(*cell) <= limit.min(room) || cell.0 == 0 && grown(*cell) <= room
+            };
+            let Some(number) = filled.iter().position(fits) else {
+                if data == 1 && room >= limit {
+                    break;
+                }
+                row.cells.push(None);
                 continue;
-            }
+            };
+            row.total = row.total.max(grown(filled[number]));
+            filled[number].0 += frame.chunks.len();
+            filled[number].1 += frame.stored.len();
+            row.cells.push(Some(number as u8));
             row.count += 1;
-            row.until = n + 1;
-            row.total = grown;
-            chunks += frame.chunks.len();
-            payload += frame.stored.len();
+            row.payload += frame.stored.len();
         }
-        row.skipped.retain(|n| *n < row.until);
+        while row.cells.pop_if(|cell| cell.is_none()).is_some() {}
         row
+    }
+
+    /// The same for several cells, which are filled evenly: as far as there are frames for.
+    fn choose_even(frames: &[Frame<'_>], data: u8, room: usize) -> Self {
+        let bytes = |frame: &Frame<'_>| cell::cell_bytes(frame.chunks.len(), frame.stored.len());
+        let all: usize =
+            frames.iter().map(|frame| frame.chunks.len() * ENTRY_BYTES + frame.stored.len()).sum();
+        let largest = frames.iter().map(bytes).max().unwrap_or_default();
+        let even = (all / usize::from(data) + cell::payload_start(0)).max(largest);
+        let mut limit = even.next_multiple_of(BLOCK_BYTES);
+        loop {
+            let row = Self::choose(frames, data, limit.min(CELL_BYTES_AIM), room);
+            if row.count == frames.len() || limit >= CELL_BYTES_AIM.min(room) {
+                return row;
+            }
+            limit += (limit / EVENNESS).next_multiple_of(BLOCK_BYTES);
+        }
+    }
+
+    /// What a byte of it costs on the devices, to be compared.
+    fn cost(&self, shards: (u8, u8)) -> f64 {
+        (self.total * usize::from(shards.0 + shards.1)) as f64 / self.payload.max(1) as f64
     }
 }
 
 /// A row that was written.
 pub(crate) struct WrittenRow {
     pub(crate) dependency: RowDependency,
+    /// Bytes of its cells of data.
+    pub(crate) data_bytes: u64,
     pub(crate) chunks: Vec<(ChunkId, Descriptor)>,
 }
 
@@ -82,10 +121,12 @@ pub(crate) struct RowWriter<'s, 'd> {
     chunks: usize,
     payload: usize,
     buffer: AlignedBuffer,
+    /// Cells of data and of parity that wide rows have at present.
+    shards: (u8, u8),
 }
 
 impl<'s, 'd> RowWriter<'s, 'd> {
-    /// Writes to the open segment that a store has for a purpose.
+    /// Writes to the open segments that a store has for a purpose.
     /// Cells are put together in the buffer, since memory for it is costly to come by.
     pub(crate) fn new(
         store: &'s Store,
@@ -93,13 +134,14 @@ impl<'s, 'd> RowWriter<'s, 'd> {
         written: &'s mut Vec<WrittenRow>,
         buffer: AlignedBuffer,
     ) -> Self {
-        Self { store, purpose, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer }
+        let shards = store.pool.shards_now();
+        Self { store, purpose, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer, shards }
     }
 
     /// Takes a frame; what was taken before may be written.
     pub(crate) fn add(&mut self, frame: Frame<'d>) -> Result<(), StoreError> {
         let grown = cell::cell_bytes(self.chunks + frame.chunks.len(), self.payload + frame.stored.len());
-        if grown > CELL_BYTES_AIM && !self.waiting.is_empty() {
+        if grown > CELL_BYTES_AIM * usize::from(self.shards.0) && !self.waiting.is_empty() {
             self.write_row()?;
         }
         self.chunks += frame.chunks.len();
@@ -116,47 +158,87 @@ impl<'s, 'd> RowWriter<'s, 'd> {
         Ok(self.buffer)
     }
 
+    /// Where what waits costs least on the devices.
+    fn shape(&self) -> Shape {
+        let (data, parity) = self.shards;
+        if data == 1 {
+            return Shape::Narrow;
+        }
+        let room = self.store.cell_bytes_max();
+        let wide = Row::choose_even(&self.waiting, data, room);
+        let narrow = Row::choose(&self.waiting, 1, CELL_BYTES_AIM, room);
+        if wide.cost((data, parity)) <= narrow.cost((1, parity)) { Shape::Wide } else { Shape::Narrow }
+    }
+
     fn write_row(&mut self) -> Result<(), StoreError> {
-        let mut row = Row::default();
-        let place = self.store.place_row(self.purpose, |room| {
-            row = Row::choose(&self.waiting, room.min(self.store.cell_bytes_max()));
-            (row.count > 0).then_some(row.total)
-        })?;
-        let mut later = self.waiting.split_off(row.until);
-        let mut number = 0;
-        let skipped = |_: &mut Frame<'d>| {
-            number += 1;
-            row.skipped.contains(&(number - 1))
+        let shape = self.shape();
+        let (place, row) = match self.place(shape) {
+            // What has no room in one way may have it in another, and it was promised.
+            Err(error) if error.kind() == FaultKind::NoSpace && self.shards.0 > 1 => {
+                let other = if shape == Shape::Wide { Shape::Narrow } else { Shape::Wide };
+                self.place(other).map_err(|_| error)?
+            }
+            placed => placed?,
         };
-        let mut kept: Vec<Frame<'d>> = self.waiting.extract_if(.., skipped).collect();
-        kept.append(&mut later);
-        let frames = std::mem::replace(&mut self.waiting, kept);
+        let mut cells: Vec<Vec<Frame<'d>>> = Vec::new();
+        cells.resize_with(usize::from(place.shards.0), Vec::new);
+        let later = self.waiting.split_off(row.cells.len());
+        let mut kept = Vec::new();
+        for (frame, cell) in self.waiting.drain(..).zip(&row.cells) {
+            match cell {
+                Some(cell) => cells[usize::from(*cell)].push(frame),
+                None => kept.push(frame),
+            }
+        }
+        kept.extend(later);
+        self.waiting = kept;
         self.chunks = self.waiting.iter().map(|frame| frame.chunks.len()).sum();
         self.payload = self.waiting.iter().map(|frame| frame.stored.len()).sum();
-        let written = self.store.write_row(&frames, &place, row.total, &mut self.buffer)?;
+        let written = self.store.write_row(&cells, &place, row.total, &mut self.buffer)?;
         self.written.push(written);
         Ok(())
+    }
+
+    fn place(&self, shape: Shape) -> Result<(RowPlace, Row), StoreError> {
+        let mut row = Row::default();
+        let place = self.store.place_row(self.purpose, shape, |room, data| {
+            let room = room.min(self.store.cell_bytes_max());
+            row = match data {
+                1 => Row::choose(&self.waiting, 1, CELL_BYTES_AIM, room),
+                _ => Row::choose_even(&self.waiting, data, room),
+            };
+            (row.count > 0).then_some(row.total)
+        })?;
+        Ok((place, row))
     }
 }
 
 impl Store {
     fn write_row(
         &self,
-        frames: &[Frame<'_>],
+        cells: &[Vec<Frame<'_>>],
         place: &RowPlace,
         total: usize,
         buffer: &mut AlignedBuffer,
     ) -> Result<WrittenRow, StoreError> {
-        let directory = directory_of(frames);
-        let start = cell::payload_start(directory.len());
+        let directories: Vec<_> = cells.iter().map(|frames| directory_of(frames)).collect();
+        let shape = |(directory, frames): (&Vec<CellChunk>, &Vec<Frame<'_>>)| CellShape {
+            chunks: directory.len() as u32,
+            payload_bytes: frames.iter().map(|frame| frame.stored.len() as u32).sum(),
+        };
+        let shapes: Vec<CellShape> = directories.iter().zip(cells).map(shape).collect();
         buffer.clear();
-        buffer.reserve(total);
-        buffer.resize(start, 0);
-        frames.iter().for_each(|frame| buffer.extend_from_slice(&frame.stored));
-        let end = buffer.len();
-        buffer.resize(total, 0);
-        let row_sum = cell::row_sum(&[(&directory, &buffer[start..end])]);
-        if let Err(error) = self.write_cells(place, &directory, buffer, start..end, row_sum) {
+        buffer.reserve(total * place.places.len());
+        for (number, frames) in cells.iter().enumerate() {
+            buffer.resize(number * total + shapes[number].payload_start(), 0);
+            frames.iter().for_each(|frame| buffer.extend_from_slice(&frame.stored));
+            buffer.resize((number + 1) * total, 0);
+            cell::put_directory(&mut buffer[number * total..], &directories[number]);
+        }
+        let data = buffer.chunks_exact(total);
+        let sum = cell::row_sum_of_cells(shapes.iter().copied().zip(data));
+        let head = RowHead { cell_bytes: total as u32, sum, shapes };
+        if let Err(error) = self.write_cells(place, &head, buffer) {
             self.row_done(place.segment)?;
             return Err(error);
         }
@@ -165,48 +247,81 @@ impl Store {
             row: place.row,
             slot_offset: place.slot_offset,
             cell_bytes: total as u32,
-            row_sum,
+            row_sum: sum,
         };
-        let start = place.slot_offset + start as u32;
-        let chunks = directory.iter().map(|entry| (entry.chunk, describe(place, start, entry))).collect();
-        Ok(WrittenRow { dependency, chunks })
+        let mut chunks = Vec::new();
+        for ((cell, directory), shape) in (0u8..).zip(&directories).zip(&head.shapes) {
+            let start = place.slot_offset + shape.payload_start() as u32;
+            chunks.extend(directory.iter().map(|entry| (entry.chunk, describe(place, start, cell, entry))));
+        }
+        Ok(WrittenRow { dependency, data_bytes: (total * cells.len()) as u64, chunks })
     }
 
-    /// Writes a row's cells. With one data shard every parity cell holds the same bytes behind its header.
+    /// Makes the other cells of a row from those of data, and writes all of them.
     fn write_cells(
         &self,
         place: &RowPlace,
-        directory: &[CellChunk],
-        bytes: &mut AlignedBuffer,
-        payload: Range<usize>,
-        row_sum: aegisfs_format::Sum128,
+        head: &RowHead,
+        buffer: &mut AlignedBuffer,
     ) -> Result<(), StoreError> {
-        for (cell, slot) in place.places.iter().enumerate() {
+        let total = head.cell_bytes as usize;
+        buffer.resize(total * place.places.len(), 0);
+        let (data, others) = buffer.split_at_mut(total * head.shapes.len());
+        let coded = cell::payload_start(0)..total;
+        if let [_] = head.shapes[..] {
+            others.chunks_exact_mut(total).for_each(|copy| copy.copy_from_slice(data));
+        } else {
+            let data: Vec<&[u8]> = data.chunks_exact(total).map(|cell| &cell[coded.clone()]).collect();
+            let mut parity: Vec<&mut [u8]> =
+                others.chunks_exact_mut(total).map(|cell| &mut cell[coded.clone()]).collect();
+            let erasure = Erasure::new(data.len(), parity.len());
+            if !removed(Edge::ParityMade) {
+                erasure.encode(&data, &mut parity);
+            }
+        }
+        for (number, bytes) in (0u8..).zip(buffer.chunks_exact_mut(total)) {
             let cell_place = CellPlace {
                 segment: place.segment,
                 row: place.row,
-                cell: cell as u8,
-                shards: (1, (place.places.len() - 1) as u8),
+                cell: number,
+                shards: place.shards,
                 slot_offset: place.slot_offset,
                 incarnation: self.pool.incarnation(),
             };
-            let head = cell::encode_head(&cell_place, directory, &bytes[payload.clone()], row_sum);
-            bytes[..payload.start].copy_from_slice(&head);
-            if removed(Edge::RowsBeforeRecord) {
-                let (pool, slot, late) = (Arc::clone(&self.pool), *slot, bytes.to_vec());
-                let offset = u64::from(place.slot_offset);
-                later(move || drop(pool.write_slot(slot, offset, &late)));
-                continue;
-            }
-            if let Err(error) = self.pool.write_slot(*slot, u64::from(place.slot_offset), bytes) {
-                if error.kind() != FaultKind::NoSpace {
-                    self.poison(&format!("a row could not be written: {error}"));
-                }
-                return Err(error.into());
-            }
+            cell::put_header(bytes, &cell_place, head);
         }
-        self.counters.rows_written(bytes.len() as u64);
+        let offset = u64::from(place.slot_offset);
+        let cells: Vec<(Placement, &[u8])> =
+            place.places.iter().copied().zip(buffer.chunks_exact(total)).collect();
+        if removed(Edge::RowsBeforeRecord) {
+            for (slot, bytes) in cells {
+                let (pool, late) = (Arc::clone(&self.pool), bytes.to_vec());
+                later(move || drop(pool.write_slot(slot, offset, &late)));
+            }
+        } else if let Err(error) = self.write_together(&cells, offset) {
+            if error.kind() != FaultKind::NoSpace {
+                self.poison(&format!("a row could not be written: {error}"));
+            }
+            return Err(error.into());
+        }
+        self.counters.rows_written((total * head.shapes.len()) as u64);
         Ok(())
+    }
+
+    /// Writes to several slots, at the same time where that pays.
+    fn write_together(&self, cells: &[(Placement, &[u8])], offset: u64) -> Result<(), PoolError> {
+        let write = |(slot, bytes): &(Placement, &[u8])| self.pool.write_slot(*slot, offset, bytes);
+        let Some((first, others)) = cells.split_first() else { return Ok(()) };
+        if others.is_empty() || first.1.len() < TOGETHER_BYTES_MIN || !self.ingest.has_workers() {
+            return cells.iter().try_for_each(write);
+        }
+        std::thread::scope(|scope| {
+            let others: Vec<_> = others.iter().map(|cell| scope.spawn(move || write(cell))).collect();
+            let first = write(first);
+            others
+                .into_iter()
+                .fold(first, |so_far, thread| so_far.and(thread.join().expect("a write does not panic")))
+        })
     }
 }
 
@@ -233,13 +348,13 @@ fn directory_of(frames: &[Frame<'_>]) -> Vec<CellChunk> {
     directory
 }
 
-fn describe(place: &RowPlace, payload_start: u32, entry: &CellChunk) -> Descriptor {
+fn describe(place: &RowPlace, payload_start: u32, cell: u8, entry: &CellChunk) -> Descriptor {
     let share = u64::from(entry.frame_stored) * u64::from(entry.plain_bytes);
     Descriptor {
         frame: FramePlace {
             segment: place.segment,
             row: place.row,
-            cell: 0,
+            cell,
             slot_offset: payload_start + entry.frame_offset,
             stored_bytes: entry.frame_stored,
             plain_bytes: entry.frame_plain,

@@ -23,17 +23,31 @@ pub(crate) enum Purpose {
 /// How many purposes there are.
 const PURPOSES: usize = 2;
 
+/// How the rows of an open segment are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// One cell of data and copies of it: for what is too little for more. The only one where there is no erasure code.
+    Narrow,
+    /// Several cells of data and some of parity.
+    Wide,
+}
+
+const SHAPES: usize = 2;
+
 /// A place for a row, to be written and then given back with [`Store::row_done`].
 #[derive(Clone, Debug)]
 pub(crate) struct RowPlace {
     pub(crate) segment: SegmentId,
     pub(crate) row: RowIndex,
     pub(crate) slot_offset: u32,
+    /// Cells of data and of parity.
+    pub(crate) shards: (u8, u8),
     pub(crate) places: Vec<Placement>,
 }
 
 struct Open {
     segment: SegmentId,
+    shards: (u8, u8),
     places: Vec<Placement>,
     next_offset: u32,
     rows: u32,
@@ -49,8 +63,8 @@ pub(crate) struct Segments {
 
 #[derive(Default)]
 struct SegmentsState {
-    /// By purpose.
-    open: [Option<Open>; PURPOSES],
+    /// By purpose and shape.
+    open: [Option<Open>; PURPOSES * SHAPES],
     full: Vec<Open>,
 }
 
@@ -58,6 +72,10 @@ impl SegmentsState {
     fn all(&self) -> impl Iterator<Item = &Open> {
         self.open.iter().flatten().chain(&self.full)
     }
+}
+
+fn index(purpose: Purpose, shape: Shape) -> usize {
+    purpose as usize * SHAPES + shape as usize
 }
 
 impl Segments {
@@ -73,10 +91,10 @@ impl Segments {
         state.all().any(|open| open.places.iter().any(|place| place.0 == device))
     }
 
-    /// Whether rows may still go to a segment with fewer shards, or are on their way there.
-    pub(crate) fn any_thin(&self, shards: usize) -> bool {
+    /// Whether rows may still go to a segment with less parity, or are on their way there.
+    pub(crate) fn any_thin(&self, parity: u8) -> bool {
         let state = self.state.lock();
-        state.all().any(|open| open.places.len() < shards)
+        state.all().any(|open| open.shards.1 < parity)
     }
 
     /// Bytes of the open segments and of full ones still in flight that nothing was written to.
@@ -86,11 +104,11 @@ impl Segments {
         state.all().map(rest).sum()
     }
 
-    /// Bytes left in the open segment of a purpose.
-    pub(crate) fn room(&self, pool: &Pool, purpose: Purpose) -> u64 {
+    /// Bytes left in each cell of data of the open segment of a purpose and shape, and how many cells it has.
+    pub(crate) fn room(&self, pool: &Pool, purpose: Purpose, shape: Shape) -> (u64, u8) {
         let state = self.state.lock();
-        let open = state.open[purpose as usize].as_ref();
-        open.map_or(0, |open| pool.slot_bytes() - u64::from(open.next_offset))
+        let open = state.open[index(purpose, shape)].as_ref();
+        open.map_or((0, 0), |open| (pool.slot_bytes() - u64::from(open.next_offset), open.shards.0))
     }
 }
 
@@ -101,30 +119,35 @@ impl Store {
         aegisfs_base::limits::CELL_BYTES_MAX.min(slot as usize)
     }
 
-    /// A place for a row. `choose` is told how much room there is and says how large the row's cells are, or
-    /// nothing when all it has is larger; the row then goes into a new segment.
+    /// A place for a row. `choose` is told how much room each cell has and how many of data there are, and says how large the
+    /// row's cells are, or nothing when all it has is larger; the row then goes into a new segment.
     pub(crate) fn place_row(
         &self,
         purpose: Purpose,
-        mut choose: impl FnMut(usize) -> Option<usize>,
+        shape: Shape,
+        mut choose: impl FnMut(usize, u8) -> Option<usize>,
     ) -> Result<RowPlace, StoreError> {
         let mut state = self.segments.state.lock();
-        let room = |open: &Open| (self.pool.slot_bytes() - u64::from(open.next_offset)) as usize;
-        let mut chosen = state.open[purpose as usize].as_ref().and_then(|open| choose(room(open)));
+        let at = index(purpose, shape);
+        let mut ask = |open: &Open| {
+            choose((self.pool.slot_bytes() - u64::from(open.next_offset)) as usize, open.shards.0)
+        };
+        let mut chosen = state.open[at].as_ref().and_then(&mut ask);
         if chosen.is_none() {
-            if let Some(full) = state.open[purpose as usize].take() {
+            if let Some(full) = state.open[at].take() {
                 self.retire_segment(&mut state, full)?;
             }
-            let open = state.open[purpose as usize].insert(self.open_segment()?);
-            chosen = choose(room(open));
+            let open = state.open[at].insert(self.open_segment(shape)?);
+            chosen = ask(open);
         }
         let cell_bytes =
             chosen.and_then(|bytes| u32::try_from(bytes).ok()).expect("a frame fits into a slot");
-        let open = state.open[purpose as usize].as_mut().expect("it is there or was just opened");
+        let open = state.open[at].as_mut().expect("it is there or was just opened");
         let place = RowPlace {
             segment: open.segment,
             row: RowIndex(open.rows),
             slot_offset: open.next_offset,
+            shards: open.shards,
             places: open.places.clone(),
         };
         open.next_offset += cell_bytes;
@@ -165,19 +188,19 @@ impl Store {
     /// Seals the open segments so that nothing is left open at a clean end.
     pub(crate) fn seal_open_segments(&self) -> Result<(), StoreError> {
         let mut state = self.segments.state.lock();
-        for purpose in 0..PURPOSES {
-            if let Some(open) = state.open[purpose].take() {
+        for at in 0..PURPOSES * SHAPES {
+            if let Some(open) = state.open[at].take() {
                 self.retire_segment(&mut state, open)?;
             }
         }
         Ok(())
     }
 
-    /// Seals the open segments that have fewer shards, so that what comes goes to new ones.
-    pub(crate) fn seal_thin_segments(&self, shards: usize) -> Result<(), StoreError> {
+    /// Seals the open segments that have less parity, so that what comes goes to new ones.
+    pub(crate) fn seal_thin_segments(&self, parity: u8) -> Result<(), StoreError> {
         let mut state = self.segments.state.lock();
-        for purpose in 0..PURPOSES {
-            if let Some(open) = state.open[purpose].take_if(|open| open.places.len() < shards) {
+        for at in 0..PURPOSES * SHAPES {
+            if let Some(open) = state.open[at].take_if(|open| open.shards.1 < parity) {
                 self.retire_segment(&mut state, open)?;
             }
         }
@@ -199,12 +222,14 @@ impl Store {
         Ok(())
     }
 
-    fn open_segment(&self) -> Result<Open, StoreError> {
+    fn open_segment(&self, shape: Shape) -> Result<Open, StoreError> {
         let segment = SegmentId(self.ids.segments.take(self)?);
-        let places = self.pool.open_segment(segment)?;
+        let (data, parity) = self.pool.shards_now();
+        let shards = (if shape == Shape::Wide { data } else { 1 }, parity);
+        let places = self.pool.open_segment(segment, shards)?;
         let value = Segment {
             state: SegmentState::Open,
-            shards: (1, u8::try_from(places.len() - 1).expect("bounded by the geometry")),
+            shards,
             tier: 0,
             policy: 0,
             key_domain: 0,
@@ -222,6 +247,6 @@ impl Store {
             self.pool.abandon(&places);
             return Err(error);
         }
-        Ok(Open { segment, places, next_offset: SLOT_HEADER_BYTES as u32, rows: 0, in_flight: 0 })
+        Ok(Open { segment, shards, places, next_offset: SLOT_HEADER_BYTES as u32, rows: 0, in_flight: 0 })
     }
 }

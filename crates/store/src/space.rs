@@ -5,7 +5,7 @@
 //! later the cleaner always find room.
 
 use crate::StoreError;
-use crate::segments::Purpose;
+use crate::segments::{Purpose, Shape};
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
@@ -31,8 +31,10 @@ const WITHHELD_SLOTS_MIN: u64 = 8;
 /// Bytes of directory and frame overhead per this many bytes of data.
 const OVERHEAD_PART: u64 = 64;
 /// The part of the slots that metadata is expected to take, and how many at least.
-const METADATA_PART: u64 = 48;
+const METADATA_PART: u64 = 32;
 const METADATA_SLOTS_MIN: u64 = 8;
+/// Cells of a wide row are filled evenly to this part, as a rule.
+const UNEVEN_PART: u64 = 8;
 /// So many times the bytes of the changes are what their pages take at most, when all of them are new.
 const PAGES_HALF_FULL: usize = 2;
 /// Bytes of overhead for each contiguous run, which is at least one chunk.
@@ -125,9 +127,31 @@ impl Store {
         shards(&self.pool)
     }
 
-    /// Bytes of data that a slot's worth of segment takes.
-    pub(crate) fn segment_data_bytes(&self) -> u64 {
+    /// Bytes of cells that a slot takes.
+    fn slot_data_bytes(&self) -> u64 {
         self.pool.slot_bytes() - SLOT_HEADER_BYTES
+    }
+
+    /// Bytes of data that a segment of the pool's redundancy takes.
+    pub(crate) fn segment_data_bytes(&self) -> u64 {
+        self.slot_data_bytes() * u64::from(self.pool.redundancy().shards_data)
+    }
+
+    /// Bytes of data that a wide segment takes with the devices that take part now.
+    pub(crate) fn segment_data_bytes_now(&self) -> u64 {
+        self.slot_data_bytes() * u64::from(self.pool.shards_now().0)
+    }
+
+    /// Bytes of data that so many slots take, put to segments of the pool's redundancy.
+    pub(crate) fn slots_worth(&self, slots: u64) -> u64 {
+        slots * self.segment_data_bytes() / self.shards()
+    }
+
+    /// By how much data take more when there is too little of it for wide rows, in parts of what wide rows take.
+    fn narrow_factor(&self) -> (u64, u64) {
+        let redundancy = self.pool.redundancy();
+        let (data, parity) = (u64::from(redundancy.shards_data), u64::from(redundancy.shards_parity));
+        ((1 + parity) * data, data + parity)
     }
 
     /// Segments that only the cleaner gets.
@@ -158,22 +182,36 @@ impl Store {
 
     /// What bytes in so many runs take on the devices at worst: all of them new and incompressible, and the
     /// end of each segment lost because the next frame is larger.
+    ///
+    /// With an erasure code the end of each run may be too little for a wide row, and the cells of a wide row differ by as
+    /// much as a frame.
     pub fn worst_case_bytes(&self, bytes: u64, runs: u64) -> u64 {
         if bytes == 0 {
             return 0;
         }
-        let segment = self.segment_data_bytes();
-        let lost =
-            (bytes * FRAME_BYTES_WORST).div_ceil(segment.saturating_sub(FRAME_BYTES_WORST).max(segment / 2));
-        bytes + lost + bytes / OVERHEAD_PART + runs * OVERHEAD_RUN + BLOCK_BYTES as u64
+        let slot = self.slot_data_bytes();
+        let lost = (bytes * FRAME_BYTES_WORST).div_ceil(slot.saturating_sub(FRAME_BYTES_WORST).max(slot / 2));
+        let single = bytes + lost + bytes / OVERHEAD_PART + runs * OVERHEAD_RUN + BLOCK_BYTES as u64;
+        let data = u64::from(self.pool.redundancy().shards_data);
+        if data == 1 {
+            return single;
+        }
+        let (narrow, wide) = self.narrow_factor();
+        // Where it is as much as this for each run, wide rows cost no more than they lose by frames that do not fit.
+        let alone = single.min(runs * 2 * data * FRAME_BYTES_WORST);
+        single + single / UNEVEN_PART + alone * (narrow - wide) / wide + BLOCK_BYTES as u64 * (data + 1)
     }
 
     /// Bytes that users can still have, promises not yet taken off.
     pub(crate) fn placeable_bytes(&self) -> u64 {
         let space = self.pool.space();
         let segments = space.segments_placeable.saturating_sub(self.kept_segments(space.slots));
-        let room = self.segments.room(&self.pool, Purpose::Fresh).saturating_sub(FRAME_BYTES_WORST);
-        segments * self.segment_data_bytes() + room
+        let (narrow, wide) = self.narrow_factor();
+        let (room, _) = self.segments.room(&self.pool, Purpose::Fresh, Shape::Narrow);
+        let mut open = room.saturating_sub(FRAME_BYTES_WORST) * wide / narrow;
+        let (room, cells) = self.segments.room(&self.pool, Purpose::Fresh, Shape::Wide);
+        open += room.saturating_sub(FRAME_BYTES_WORST) * u64::from(cells);
+        segments * self.segment_data_bytes_now() + open
     }
 
     /// Promises room for what was acknowledged before, whether there is any or not.
@@ -265,9 +303,7 @@ impl Store {
     /// Total and free bytes for users; cheap.
     pub fn capacity(&self) -> (u64, u64) {
         let space = self.pool.space();
-        let mapped = self.pool.mapped_slots().len() as u64;
-        let total_segments = (space.slots.saturating_sub(mapped + space.kept + space.lent) / self.shards())
-            .saturating_sub(self.kept_segments(space.slots));
+        let total_segments = space.segments_total.saturating_sub(self.kept_segments(space.slots));
         let total = total_segments * self.segment_data_bytes();
         (total, self.free_bytes().min(total))
     }
@@ -279,7 +315,7 @@ impl Store {
 
     /// Bytes that can still be promised, some of them only after a checkpoint or cleaning.
     pub fn free_bytes(&self) -> u64 {
-        let freeing = self.pool.space().freeing / self.shards() * self.segment_data_bytes();
+        let freeing = self.slots_worth(self.pool.space().freeing);
         let free = self.placeable_bytes() + freeing + self.reclaimable_bytes(RECLAIMABLE_FRESH);
         free.saturating_sub(self.space.promised.load(Ordering::Acquire))
     }

@@ -95,11 +95,9 @@ fn parse_redundancy(word: &str) -> Result<Redundancy, Failure> {
         _ => None,
     };
     let (shards_data, shards_parity) = shards.ok_or_else(|| {
-        Failure::usage(format!("redundancy '{word}' is not known")).hint("known are single and mirror:N")
+        Failure::usage(format!("redundancy '{word}' is not known"))
+            .hint("known are single, mirror:COPIES and ec:DATA+PARITY, as in ec:4+2")
     })?;
-    if shards_data > 1 {
-        return Err(Failure::usage("erasure coding is not there yet").hint("use single or mirror:N"));
-    }
     Ok(Redundancy { shards_data, shards_parity })
 }
 
@@ -189,7 +187,7 @@ mod tests {
 
     #[test]
     fn redundancies_have_names() {
-        for name in ["single", "mirror:2", "mirror:9"] {
+        for name in ["single", "mirror:2", "mirror:9", "ec:4+2", "ec:16+1"] {
             assert_eq!(describe_redundancy(parse_redundancy(name).unwrap()), name);
         }
         for nonsense in [
@@ -201,7 +199,7 @@ mod tests {
             "ec:4",
             "ec:0+2",
             "ec:4+0",
-            "ec:4+2",
+            "ec:4+2+1",
             "raid5",
             "mirror:300",
         ] {

@@ -148,3 +148,80 @@ fn what_does_not_belong_together_is_told() {
     let labels: Vec<&Value> = pools.iter().map(|pool| &pool["label"]).collect();
     assert!(code == 0 && labels.contains(&&Value::from("another")), "{found}");
 }
+
+/// Writes random bytes over a tenth of an image's blocks, the header areas aside.
+fn rot(path: &str) {
+    let script = r#"
+import os, random, sys
+path = sys.argv[1]
+chance, size, area = random.Random(path), os.path.getsize(path), 1 << 20
+with open(path, "r+b") as image:
+    for block in range(area, size - area, 4096):
+        if chance.random() < 0.1:
+            image.seek(block)
+            image.write(chance.randbytes(4096))
+"#;
+    must("python3", &["-c", script, path]);
+}
+
+#[test]
+fn six_devices_rot_and_are_lost_as_far_as_the_code_carries() {
+    if !can_mount("six_devices_rot_and_are_lost_as_far_as_the_code_carries") {
+        return;
+    }
+    let stage = Stage::empty();
+    let mnt = stage.mnt();
+    let names = ["a.img", "b.img", "c.img", "d.img", "e.img", "f.img"];
+    let paths = pool(&stage, &names, &["--size", "256M"]);
+    must(AEGISFS, &["mount", &paths[3], &mnt]);
+    let (code, now) = status(&stage);
+    assert_eq!((code, &now["redundancy"]), (0, &"ec:4+2".into()), "{now}");
+    shell(&format!(
+        "cp -r /usr/share/common-licenses {mnt}/tree; dd if=/dev/urandom of={mnt}/noise bs=1M count=150 status=none"
+    ));
+    must(AEGISFS, &["sync", &mnt]);
+    let expected = sums(&stage);
+    must(AEGISFS, &["umount", &mnt]);
+
+    // A tenth of two of them rots: nobody who reads is told, and a scrub mends it.
+    rot(&paths[1]);
+    rot(&paths[4]);
+    must(AEGISFS, &["mount", &paths[0], &mnt]);
+    assert_eq!(sums(&stage), expected);
+    let scrub = || {
+        must(AEGISFS, &["scrub", "start", "--wait", &mnt]);
+        let (code, text) = aegisfs(&["--json", "scrub", "status", &mnt]);
+        assert_eq!(code, 0, "{text}");
+        let status: Value = serde_json::from_str(&text).expect("JSON");
+        let count = |name: &str| status[name].as_u64().unwrap_or_else(|| panic!("{name}: {status}"));
+        (count("damaged"), count("repaired"), count("lost"))
+    };
+    let (damaged, repaired, lost) = scrub();
+    assert!(damaged > 20 && damaged == repaired && lost == 0, "{damaged} {repaired} {lost}");
+    assert_eq!(scrub(), (0, 0, 0));
+    must(AEGISFS, &["umount", &mnt]);
+
+    // Then two others are gone, and what had rotted is needed.
+    shell(&format!("mv {0} {0}.away; mv {1} {1}.away", paths[0], paths[2]));
+    must(AEGISFS, &["mount", &paths[5], &mnt]);
+    let (code, now) = status(&stage);
+    assert_eq!((code, states(&now).iter().filter(|state| *state == "missing").count()), (3, 2), "{now}");
+    assert_eq!(sums(&stage), expected);
+    shell(&format!("dd if=/dev/urandom of={mnt}/later bs=1M count=60 status=none"));
+    let expected = sums(&stage);
+    must(AEGISFS, &["umount", &mnt]);
+    let (code, text) = aegisfs(&["check", &paths[1]]);
+    assert!(code == 0 && text.contains("not there"), "{text}");
+
+    // A third one is more than the code carries.
+    shell(&format!("mv {0} {0}.away", paths[3]));
+    let (code, text) = aegisfs(&["mount", &paths[1], &mnt]);
+    assert!(code != 0 && text.contains(&paths[3]), "{text}");
+    shell(&format!("mv {0}.away {0}; mv {1}.away {1}; mv {2}.away {2}", paths[3], paths[0], paths[2]));
+    must(AEGISFS, &["mount", &paths[1], &mnt]);
+    until_whole(&stage);
+    assert_eq!(sums(&stage), expected);
+    must(AEGISFS, &["umount", &mnt]);
+    let (code, text) = aegisfs(&["check", &paths[0]]);
+    assert!(code == 0 && !text.contains("note"), "{text}");
+}

@@ -282,6 +282,45 @@ fn a_mirror_heals_whatever_bit_flipped() {
     assert!(healed > unread && unread > 0);
 }
 
+/// Bits that flip all over any two of six devices: everything reads right, and a scrub leaves nothing bad.
+fn flip_on_two(populated: &Populated, rng: &SeededRng) -> Result<u64, String> {
+    let world = populated.world();
+    let first = rng.below(6) as usize;
+    let second = (first + 1 + rng.below(5) as usize) % 6;
+    for device in [first, second] {
+        let blocks = used_blocks(&populated.images[device]);
+        for _ in 0..blocks.len() / 10 {
+            let block = blocks[rng.below(blocks.len() as u64) as usize];
+            world.device(device).flip(block + rng.below(BLOCK), 1 << rng.below(8));
+        }
+    }
+    let fs = mount(world.devices(), rng, OpenOptions::default())?;
+    if populated.read(&fs)? != 0 {
+        return Err("something could not be read".into());
+    }
+    let mut damaged = 0;
+    for again in [false, true] {
+        fs.store().start_scrub(true).map_err(|e| e.to_string())?;
+        fs.store().scrub(&|| true).map_err(|e| e.to_string())?;
+        let counts = fs.store().scrub_status().map_err(|e| e.to_string())?.expect("it was started").counts;
+        if counts.lost > 0 || counts.damaged != counts.repaired || again && counts.damaged > 0 {
+            return Err(format!("{counts:?}"));
+        }
+        damaged += counts.damaged;
+    }
+    sound(&fs).map(|()| damaged)
+}
+
+#[test]
+fn six_coded_devices_heal_whatever_flipped_on_two() {
+    let populated = Populated::of(&crate::SIX_CODED, 803);
+    let rng = SeededRng::new(803);
+    let tries = flips() / 10;
+    let mended =
+        (0..tries).map(|n| flip_on_two(&populated, &rng).unwrap_or_else(|why| panic!("try {n}: {why}")));
+    println!("{} were mended by scrubs after {tries} times", mended.sum::<u64>());
+}
+
 /// Which device holds the first copy of a segment.
 fn first_copy(fs: &Fs, segment: SegmentId) -> u16 {
     let stored = fs.store().view().get(Table::Segments, &key::segment(segment)).expect("readable");

@@ -3,6 +3,7 @@
 use crate::history::{History, Shape, mount, read_all};
 use crate::oracle::{Known, go_on, judge_mounted, sound};
 use aegisfs_base::SeededRng;
+use aegisfs_base::sabotage::{Edge, without};
 use aegisfs_fs::ROOT;
 use aegisfs_pool::{OpenOptions, Pool, PoolError};
 use aegisfs_sim::{CrashPoint, PowerCutter, crash_points, tell};
@@ -29,6 +30,70 @@ fn the_mirror_that_is_left_recovers_and_the_other_comes_back_stale() {
         }
     }
     tell("cuts after which one mirror went on alone", tries);
+}
+
+#[test]
+fn four_of_six_recover_and_the_others_come_back_stale() {
+    let mut tries = 0;
+    for seed in 710..712 {
+        let history = History::run(&crate::SIX_CODED, seed);
+        let trace = history.world.trace();
+        let mut cutter = PowerCutter::new(&trace);
+        for (n, point) in crash_points(trace.events(), CUTS, seed).into_iter().enumerate() {
+            let lost = [n % 6, (n / 6 + n + 1) % 6];
+            let world = cutter.cut(point);
+            tries += 1;
+            lose_two(&history, &world, point, lost).unwrap_or_else(|why| {
+                panic!("seed {seed}, point {point}, without {lost:?}: {why}\n{}", history.story())
+            });
+        }
+    }
+    tell("cuts after which four of six went on", tries);
+}
+
+#[test]
+fn the_parity_has_to_be_there() {
+    let lose = |seed| {
+        let history = History::run(&crate::SIX_CODED, seed);
+        let trace = history.world.trace();
+        let mut cutter = PowerCutter::new(&trace);
+        let point = *crash_points(trace.events(), CUTS, seed).last().expect("there are points");
+        lose_two(&history, &cutter.cut(point), point, [0, 3])
+    };
+    lose(710).unwrap();
+    let unnoticed = without(Edge::ParityMade, || (710..716).all(|seed| lose(seed).is_ok()));
+    assert!(!unnoticed, "nobody misses the parity");
+}
+
+/// Loses two devices of six, takes them back, has them brought up to date, and loses two others.
+fn lose_two(
+    history: &History,
+    world: &aegisfs_sim::SimWorld,
+    point: CrashPoint,
+    lost: [usize; 2],
+) -> Result<(), String> {
+    let known = Known::of(history, point);
+    let rng = SeededRng::new(point.event);
+    let without = |lost: [usize; 2]| {
+        let all = world.devices();
+        let is_left = |n: &usize| !lost.contains(n);
+        (0..all.len()).filter(is_left).map(|n| all[n].clone()).collect::<Vec<_>>()
+    };
+    let fs = mount(without(lost), &rng, OpenOptions::default())?;
+    judge_mounted(history, &known, &fs)?;
+    go_on(&fs)?;
+    drop(fs);
+    let fs = mount(world.devices(), &rng, OpenOptions::default())?;
+    sound(&fs)?;
+    fs.store().bring_back(&|| true).map_err(|e| format!("they cannot be brought back: {e}"))?;
+    drop(fs);
+    let others = [(lost[0] + 2) % 6, (lost[0] + 3) % 6];
+    let fs = mount(without(others), &rng, OpenOptions::default())?;
+    let after = fs.peek(ROOT, b"after").map_err(|e| e.to_string())?;
+    if read_all(&fs, after.id).map_err(|e| e.to_string())? != vec![b'!'; 3000] {
+        return Err("what was written without them reads wrong".into());
+    }
+    sound(&fs)
 }
 
 /// Loses one device and takes it back.

@@ -64,6 +64,7 @@ const SHORT: Shape = Shape {
     log_pieces: 4,
     large: false,
     device_bytes: 24 << 20,
+    mixed: false,
     streams: false,
     flags: false,
     cleaning: false,

@@ -20,6 +20,7 @@ pub(crate) const WITH_FLAGS: Shape = Shape {
     log_pieces: 4,
     large: false,
     device_bytes: 24 << 20,
+    mixed: false,
     streams: false,
     flags: true,
     cleaning: false,

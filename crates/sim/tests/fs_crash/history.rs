@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// What kind of history.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
-    /// Devices; two are mirrored.
+    /// Devices; two are mirrored, from four on any two may be lost.
     pub(crate) devices: usize,
     /// Operations.
     pub(crate) operations: u64,
@@ -25,6 +25,8 @@ pub(crate) struct Shape {
     pub(crate) large: bool,
     /// Bytes of each device.
     pub(crate) device_bytes: u64,
+    /// Whether every other one has twice that.
+    pub(crate) mixed: bool,
     /// Whether files are written in stretches so long that they leave as a stream, its end held back.
     pub(crate) streams: bool,
     /// Whether flags are set, which forbid some of the operations and make others durable.
@@ -41,6 +43,7 @@ impl Default for Shape {
             log_pieces: 4,
             large: false,
             device_bytes: 24 << 20,
+            mixed: false,
             streams: false,
             flags: false,
             cleaning: false,
@@ -196,7 +199,8 @@ pub(crate) fn format(shape: &Shape, seed: u64) -> (SimWorld, SeededRng) {
     let rng = SeededRng::new(seed);
     let mut world = SimWorld::new();
     for n in 0..shape.devices {
-        world.add(&format!("disk{n}"), shape.device_bytes);
+        let times = if shape.mixed { 1 + n as u64 % 2 } else { 1 };
+        world.add(&format!("disk{n}"), shape.device_bytes * times);
     }
     let create = CreateOptions {
         compression: (2, 1),

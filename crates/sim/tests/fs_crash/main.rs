@@ -18,6 +18,7 @@ mod player;
 mod returning;
 mod switches;
 
+use aegisfs_pool::OpenOptions;
 use aegisfs_sim::{Plan, explore, tell};
 use history::{History, Shape};
 
@@ -94,6 +95,7 @@ const WITH_CLEANING: Shape = Shape {
     log_pieces: 2,
     large: true,
     device_bytes: 8 << 20,
+    mixed: false,
     streams: false,
     flags: false,
     cleaning: true,
@@ -117,6 +119,69 @@ fn cleaning_takes_what_is_left_of_chunks() {
 #[test]
 fn histories_with_cleaning_on_two_mirrored_devices() {
     survive("histories with cleaning, mirrored", Shape { devices: 2, ..WITH_CLEANING }, 520..523);
+}
+
+/// Writes large enough for wide rows, and small ones.
+const SIX_CODED: Shape = Shape {
+    devices: 6,
+    operations: 40,
+    log_pieces: 4,
+    large: true,
+    device_bytes: 16 << 20,
+    mixed: false,
+    streams: true,
+    flags: false,
+    cleaning: false,
+};
+
+#[test]
+fn histories_on_six_coded_devices() {
+    survive("histories on six devices, 4+2", SIX_CODED, 540..543);
+}
+
+/// How many segments have the geometries that they should have in those histories: cells of data and of parity.
+#[test]
+fn coded_histories_have_rows_of_both_kinds() {
+    for (shape, seed, wide) in [(SIX_CODED, 540, (4, 2)), (CODED_WITH_CLEANING, 560, (3, 2))] {
+        let history = History::run(&shape, seed);
+        let rng = aegisfs_base::SeededRng::new(seed);
+        let fs = history::mount(history.world.devices(), &rng, OpenOptions::default()).expect("it mounts");
+        let mut found = std::collections::BTreeMap::new();
+        let mut note = |_, segment: aegisfs_format::value::Segment| {
+            *found.entry(segment.shards).or_insert(0) += 1;
+            std::ops::ControlFlow::Continue(())
+        };
+        fs.store().each_segment(&mut note).expect("readable");
+        assert!(found.contains_key(&wide) && found.contains_key(&(1, 2)), "{found:?}");
+    }
+}
+
+#[test]
+fn histories_with_streams_on_coded_devices_of_mixed_sizes() {
+    let shape = Shape {
+        devices: 5,
+        operations: 40,
+        large: true,
+        device_bytes: 32 << 20,
+        mixed: true,
+        streams: true,
+        ..Shape::default()
+    };
+    survive("histories with streams on devices of mixed sizes, 3+2", shape, 550..552);
+}
+
+const CODED_WITH_CLEANING: Shape = Shape {
+    devices: 5,
+    mixed: true,
+    device_bytes: 12 << 20,
+    streams: true,
+    operations: 100,
+    ..WITH_CLEANING
+};
+
+#[test]
+fn histories_with_cleaning_on_coded_devices() {
+    survive("histories with cleaning, 3+2", CODED_WITH_CLEANING, 560..562);
 }
 
 #[test]

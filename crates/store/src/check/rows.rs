@@ -3,6 +3,7 @@
 use super::{CheckReport, Problem, Progress, chunk_of};
 use crate::StoreError;
 use crate::inspect::{CellSeen, Living, Seen};
+use crate::read::Layout;
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::{ChunkId, SegmentId, Tally};
@@ -20,7 +21,8 @@ const AGAIN_MAX: usize = 4096;
 pub(super) struct Share {
     pub(super) live_bytes: u64,
     pub(super) forsaken_bytes: u64,
-    chunks: u64,
+    /// In each cell of data.
+    chunks: BTreeMap<u8, u64>,
     /// Rows up to the last one with such a chunk.
     rows: u32,
 }
@@ -29,7 +31,7 @@ impl Share {
     pub(super) fn add(&mut self, descriptor: &Descriptor) {
         self.live_bytes += u64::from(descriptor.charged_bytes);
         self.forsaken_bytes += descriptor.forsaken_bytes();
-        self.chunks += 1;
+        *self.chunks.entry(descriptor.frame.cell).or_default() += 1;
         self.rows = self.rows.max(descriptor.frame.row.0.saturating_add(1));
     }
 }
@@ -53,10 +55,13 @@ impl Store {
         for (done, (id, segment)) in (0..).zip(&segments) {
             progress(done, total);
             let Some(share) = shares.get(id) else { continue };
-            let readable = segment.placements.iter().filter(|place| self.pool.readable(**place)).count();
-            copies.insert(*id, readable as u32);
+            for cell in 0..segment.shards.0 {
+                let layout = Layout { shards: segment.shards, places: segment.placements.clone() };
+                let readable = layout.copies(cell).iter().filter(|place| self.pool.readable(**place)).count();
+                copies.insert((*id, cell), readable as u32);
+            }
             let mut slot = Slot::default();
-            let living = Living::counted(share.chunks, share.rows);
+            let living = Living::counted(share.chunks.clone(), share.rows);
             self.walk_with(*id, segment, &living, &mut |seen| {
                 match seen {
                     Seen::Shard(shard) => {
@@ -88,7 +93,7 @@ impl Store {
     fn check_again(
         &self,
         sound: &Tally,
-        copies: &BTreeMap<SegmentId, u32>,
+        copies: &BTreeMap<(SegmentId, u8), u32>,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
         let mut from = Vec::new();
@@ -100,7 +105,8 @@ impl Store {
                 // What cannot be read here was named before.
                 if let Ok(Some(descriptor)) = Descriptor::decode(value)
                     && (sound.get(chunk.0) == 0
-                        || copies.get(&descriptor.frame.segment) != Some(&sound.get(chunk.0)))
+                        || copies.get(&(descriptor.frame.segment, descriptor.frame.cell))
+                            != Some(&sound.get(chunk.0)))
                 {
                     again.push((chunk, descriptor));
                 }
@@ -125,28 +131,35 @@ impl Store {
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
         let segment = descriptor.frame.segment;
-        let places = match self.placements(segment) {
-            Ok(places) => places,
+        let layout = match self.layout(segment) {
+            Ok(layout) => layout,
             Err(StoreError::Inconsistent { what }) => {
                 report.problems.push(Problem::Inconsistent { what: format!("chunk {chunk}: {what}") });
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
+        let copies = layout.copies(descriptor.frame.cell);
         let mut bad = Vec::new();
         let mut healable = false;
-        for place in places.iter().filter(|place| self.pool.readable(**place)) {
+        for place in copies.iter().filter(|place| self.pool.readable(**place)) {
             match self.load_copy(*place, descriptor) {
                 Ok((_, stored)) => {
                     healable = true;
                     report.bytes_verified += stored.bytes().len() as u64;
                 }
-                Err(_) if self.is_unmended(*place, descriptor.frame.slot_offset) => {}
+                Err(_) if self.is_unmended(*place, descriptor.frame.slot_offset) => healable = true,
                 Err(reason) => bad.push((place.0.0, reason)),
             }
         }
-        if let Some(place) = places.first().filter(|_| !places.iter().any(|place| self.pool.readable(*place)))
-        {
+        if !healable {
+            // The other cells of its row may tell.
+            match self.load_decoded(&layout, descriptor) {
+                Ok(found) => healable = found.is_some(),
+                Err(reason) => bad.extend(copies.first().map(|place| (place.0.0, reason))),
+            }
+        }
+        if let Some(place) = copies.first().filter(|_| !healable && bad.is_empty()) {
             bad.push((place.0.0, "no device that holds it takes part".to_owned()));
         }
         for (device, reason) in bad {

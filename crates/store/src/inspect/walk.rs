@@ -111,16 +111,17 @@ impl Seen {
 /// The chunks of a segment that are referred to.
 #[derive(Default)]
 pub(crate) struct Living {
-    /// How many begin in which block of its slots, where that is wanted.
-    by_block: BTreeMap<u32, u64>,
-    chunks: u64,
+    /// How many begin in which block of which cell of data, where that is wanted.
+    by_block: BTreeMap<(u8, u32), u64>,
+    /// How many there are in each cell of data.
+    chunks: BTreeMap<u8, u64>,
     /// Rows up to the last one with such a chunk.
     rows: u32,
 }
 
 impl Living {
-    /// So many, wherever they are.
-    pub(crate) fn counted(chunks: u64, rows: u32) -> Self {
+    /// So many in each cell of data, wherever they are in it.
+    pub(crate) fn counted(chunks: BTreeMap<u8, u64>, rows: u32) -> Self {
         Self { by_block: BTreeMap::new(), chunks, rows }
     }
 
@@ -130,8 +131,9 @@ impl Living {
         store.view().scan(Table::Chunks, &[], None, &mut |_, stored| match Descriptor::decode(stored) {
             Ok(found) => {
                 if let Some(found) = found.filter(|found| found.frame.segment == segment) {
-                    *living.by_block.entry(found.frame.slot_offset / BLOCK_BYTES as u32).or_default() += 1;
-                    living.chunks += 1;
+                    let block = (found.frame.cell, found.frame.slot_offset / BLOCK_BYTES as u32);
+                    *living.by_block.entry(block).or_default() += 1;
+                    *living.chunks.entry(found.frame.cell).or_default() += 1;
                     living.rows = living.rows.max(found.frame.row.0.saturating_add(1));
                 }
                 ControlFlow::Continue(())
@@ -144,8 +146,9 @@ impl Living {
         outcome.map(|()| living)
     }
 
-    fn between(&self, from: u32, to: u32) -> u64 {
-        self.by_block.range(from / BLOCK_BYTES as u32..to / BLOCK_BYTES as u32).map(|(_, n)| n).sum()
+    fn between(&self, cell: u8, from: u32, to: u32) -> u64 {
+        let block = |offset| (cell, offset / BLOCK_BYTES as u32);
+        self.by_block.range(block(from)..block(to)).map(|(_, n)| n).sum()
     }
 }
 
@@ -232,8 +235,14 @@ impl Walk<'_> {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        let missing = self.living.chunks.saturating_sub(self.found);
+        let expected = self.living.chunks.get(&self.holds()).copied().unwrap_or_default();
+        let missing = expected.saturating_sub(self.found);
         Ok(if missing > 0 { visit(Seen::Missing { chunks: missing }) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Which cell of data the slot holds, or a copy of which; parity counts as a cell that no chunk is in.
+    fn holds(&self) -> u8 {
+        if self.segment.shards.0 == 1 { 0 } else { self.number }
     }
 
     fn header_problem(&self) -> Option<String> {
@@ -260,7 +269,7 @@ impl Walk<'_> {
             return Ok(None);
         }
         let end = self.next_head(offset + BLOCK_BYTES as u32);
-        let chunks = self.living.between(offset, end);
+        let chunks = self.living.between(self.holds(), offset, end);
         Ok(Some(Seen::Gap(GapSeen {
             slot_offset: offset,
             bytes: end - offset,
@@ -313,7 +322,7 @@ impl Walk<'_> {
         let copies = cell.place.shards.0 == 1;
         let problem = if sum128(payload) != cell.payload_sum {
             Some("cell payload: checksum mismatch".to_owned())
-        } else if copies && cell::row_sum(&[(&cell.chunks, payload)]) != cell.row_sum {
+        } else if copies && cell::row_sum(&[(&cell.chunks, payload)]) != cell.row.sum {
             Some("cell: its row's checksum does not match".to_owned())
         } else if cell.place.cell != self.number {
             Some(format!("cell: it is cell {} of its row", cell.place.cell))
@@ -332,7 +341,7 @@ impl Walk<'_> {
             row: cell.place.row,
             cell: cell.place.cell,
             slot_offset: cell.place.slot_offset,
-            cell_bytes: cell.cell_bytes,
+            cell_bytes: cell.row.cell_bytes,
             payload_start: cell.payload_start,
             payload_bytes: cell.payload_bytes,
             incarnation: cell.place.incarnation,
@@ -348,7 +357,7 @@ impl Walk<'_> {
         let slot_offset = cell.place.slot_offset + cell.payload_start + entry.frame_offset;
         let here = found.filter(|found| {
             let frame = &found.frame;
-            (frame.segment, frame.slot_offset) == (self.id, slot_offset)
+            (frame.segment, frame.cell, frame.slot_offset) == (self.id, self.holds(), slot_offset)
                 && (frame.stored_bytes, frame.plain_bytes, frame.codec)
                     == (entry.frame_stored, entry.frame_plain, entry.codec)
                 && (found.offset_in_frame, found.plain_bytes) == (entry.offset_in_frame, entry.plain_bytes)

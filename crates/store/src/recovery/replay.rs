@@ -12,12 +12,12 @@ use crate::apply::apply;
 use crate::log::LogMark;
 use crate::memtable::Scratch;
 use crate::metadata::Metadata;
+use crate::sound_row::{CellAnswer, SoundRow};
 use crate::tables::Tables;
 use aegisfs_base::limits::{BLOCK_BYTES, LOG_RECORD_BYTES_MAX};
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{SegmentId, Sequence};
 use aegisfs_device::AlignedBuffer;
-use aegisfs_format::cell::Cell;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::log::{self, LogRecord, LogRecordHead, RowDependency};
 use aegisfs_format::op::Op;
@@ -274,24 +274,37 @@ impl<'a> Replay<'a> {
                 headed.push(row.segment);
                 torn.extend(self.wrong_headers(row.segment, &segment));
             }
-            let mut sound = None;
             let mut bad = Vec::new();
             let mut answers = Answers::default();
-            for (number, place) in segment.placements.iter().enumerate() {
-                let mut bytes = AlignedBuffer::zeroed(row.cell_bytes as usize);
-                let read = self.pool.read_slot(*place, u64::from(row.slot_offset), &mut bytes);
-                let read = answers.note(read).is_some();
-                match Cell::decode(&bytes) {
-                    Ok(cell) if read && cell.row_sum == row.row_sum => sound = Some((cell, bytes)),
-                    _ if self.pool.readable(*place) => bad.push((number as u8, *place)),
-                    _ => {}
+            let mut note = |number: u8, answer| match answer {
+                CellAnswer::Sound => {}
+                CellAnswer::Bad => {
+                    answers.read = true;
+                    bad.push(number);
                 }
-            }
-            let Some((cell, bytes)) = sound else {
+                CellAnswer::Unread(error) => {
+                    let place = segment.placements[usize::from(number)];
+                    if self.pool.readable(place) {
+                        bad.push(number);
+                    }
+                    answers.failure = Some(error);
+                }
+            };
+            let found = SoundRow::read_all(
+                &self.pool,
+                row.segment,
+                &segment,
+                row.slot_offset,
+                row.row_sum,
+                &mut note,
+            );
+            let Some(found) = found else {
+                // One that could be read and is not what was written is enough: what was acknowledged stands on all.
                 return answers.none(self.end.position).map_or(Ok(false), Err);
             };
-            for (number, place) in bad {
-                let bytes = cell.copy_for(number, &bytes);
+            for number in bad {
+                let place = segment.placements[usize::from(number)];
+                let bytes = found.right(number).into_owned();
                 torn.push(Torn { place, slot_offset: row.slot_offset, bytes });
             }
         }

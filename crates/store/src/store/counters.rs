@@ -44,6 +44,8 @@ counters! {
     frames_damaged,
     /// Frames healed from another copy.
     frames_healed,
+    /// Spans that had to be made from the other cells of their rows.
+    frames_decoded,
     /// Segments that the cleaner emptied.
     segments_cleaned,
     /// Stored bytes that it moved.

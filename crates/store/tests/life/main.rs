@@ -1,6 +1,7 @@
 //! A store from format to remount, on devices in memory.
 
 mod cleaning;
+mod erasure;
 mod members;
 mod orphans;
 mod scrubbing;
@@ -61,6 +62,10 @@ fn write(store: &Store, inode: InodeId, data: &[u8]) -> Result<Sequence, StoreEr
 }
 
 fn read(store: &Store, inode: InodeId) -> Vec<u8> {
+    try_read(store, inode).unwrap()
+}
+
+fn try_read(store: &Store, inode: InodeId) -> Result<Vec<u8>, StoreError> {
     let view = store.head_view(HEAD).unwrap();
     let stored = versions::visible(&store.view(), Table::Inode, &key::inode(inode), &view).unwrap().unwrap();
     let mut data = vec![0; Inode::decode(&stored).unwrap().size as usize];
@@ -85,9 +90,9 @@ fn read(store: &Store, inode: InodeId) -> Vec<u8> {
     store.prefetch(&chunks).unwrap();
     for (offset, reference) in runs {
         let out = &mut data[offset as usize..][..reference.length as usize];
-        store.read_chunk(reference.chunk, reference.offset_in_chunk, out).unwrap();
+        store.read_chunk(reference.chunk, reference.offset_in_chunk, out)?;
     }
-    data
+    Ok(data)
 }
 
 fn noise(rng: &dyn Rng, bytes: usize) -> Vec<u8> {

@@ -1,0 +1,244 @@
+//! Pools with an erasure code: what may be missing or rotten, and what fits.
+
+use super::{noise, options, read, write};
+use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
+use aegisfs_device::{AlignedBuffer, Device, MemoryDevice};
+use aegisfs_pool::{CreateOptions, MemberState, OpenOptions, Pool, Redundancy};
+use aegisfs_store::{Store, StoreError, create, open};
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+type Devices = Vec<Arc<MemoryDevice>>;
+type Contents = Vec<(InodeId, Vec<u8>)>;
+
+const SLOT_BYTES: usize = 1 << 20;
+const FOUR_AND_TWO: Redundancy = Redundancy { shards_data: 4, shards_parity: 2 };
+
+fn format(mib: &[u64], redundancy: Redundancy, rng: &dyn Rng) -> Devices {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let devices: Devices =
+        mib.iter().zip(names).map(|(mib, name)| Arc::new(MemoryDevice::new(name, mib << 20))).collect();
+    let all = devices.iter().map(|device| Arc::clone(device) as Arc<dyn Device>).collect();
+    let create_options = CreateOptions {
+        redundancy: Some(redundancy),
+        slot_bytes: Some(SLOT_BYTES as u64),
+        log_pieces: Some(4),
+        ..CreateOptions::default()
+    };
+    let pool = Pool::create(all, &create_options, &ManualClock::default(), rng).unwrap();
+    create(&pool, &[]).unwrap();
+    devices
+}
+
+fn mount(devices: &[Arc<MemoryDevice>], rng: &dyn Rng) -> Store {
+    let all = devices.iter().map(|device| Arc::clone(device) as Arc<dyn Device>).collect();
+    let (pool, _) = Pool::open(all, OpenOptions::default()).unwrap();
+    open(pool, &options(), Arc::new(ManualClock::default()), rng).unwrap().0
+}
+
+/// Files of a few bytes to a few megabytes, some of them alike.
+fn fill(store: &Store, first: u64, rng: &dyn Rng) -> Contents {
+    let sizes = [700, 5000, 70_000, 300_000, 3_000_000, 9_000_000];
+    let contents: Contents =
+        (first..).map(InodeId).zip(sizes).map(|(id, size)| (id, noise(rng, size))).collect();
+    for (id, data) in &contents {
+        write(store, *id, data).unwrap();
+    }
+    store.sync().unwrap();
+    contents
+}
+
+fn assert_holds(store: &Store, contents: &Contents) {
+    for (id, data) in contents {
+        assert!(read(store, *id) == *data, "inode {id} reads wrong");
+    }
+    assert_eq!(store.check(true).unwrap().problems, []);
+}
+
+/// Which geometries the segments have.
+fn geometries(store: &Store) -> BTreeSet<(u8, u8)> {
+    let mut found = BTreeSet::new();
+    let mut note = |_, segment: aegisfs_format::value::Segment| {
+        found.insert(segment.shards);
+        ControlFlow::Continue(())
+    };
+    store.each_segment(&mut note).unwrap();
+    found
+}
+
+/// All but some of the devices.
+fn without(devices: &Devices, missing: &[usize]) -> Devices {
+    let is_there = |n: &usize| !missing.contains(n);
+    (0..devices.len()).filter(is_there).map(|n| Arc::clone(&devices[n])).collect()
+}
+
+fn rot(device: &MemoryDevice, one_in: u64, rng: &dyn Rng) {
+    let header = aegisfs_format::layout::HEADER_AREA_BYTES;
+    for offset in (header..device.bytes() - header).step_by(4096) {
+        if rng.below(one_in) == 0 {
+            let mut block = AlignedBuffer::zeroed(4096);
+            rng.fill(&mut block);
+            device.write_at(offset, &block).unwrap();
+        }
+    }
+}
+
+#[test]
+fn any_two_of_six_may_be_missing() {
+    let rng = SeededRng::new(81);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    let contents = fill(&store, 10, &rng);
+    assert_eq!(geometries(&store), BTreeSet::from([(1, 2), (4, 2)]), "the small are copied, the large coded");
+    assert_holds(&store, &contents);
+    store.close().unwrap();
+    drop(store);
+    for one in 0..6 {
+        for other in 0..one {
+            // What is written to it meanwhile goes to copies of these.
+            let copies: Devices = devices.iter().map(|device| Arc::new(device.snapshot())).collect();
+            let store = mount(&without(&copies, &[one, other]), &rng);
+            assert_holds(&store, &contents);
+            let later = fill(&store, 30, &rng);
+            assert_holds(&store, &later);
+            assert!(geometries(&store).contains(&(2, 2)), "full parity with fewer data");
+            store.close().unwrap();
+            drop(store);
+            // They come back, others go.
+            let store = mount(&copies, &rng);
+            assert_eq!(store.bring_back(&|| true).unwrap().len(), 2);
+            assert!(store.pool().member_states().iter().all(|state| *state == MemberState::In));
+            store.close().unwrap();
+            drop(store);
+            let gone = [(one + 1) % 6, (other + 2) % 6];
+            let store = mount(&without(&copies, &gone), &rng);
+            assert_holds(&store, &contents);
+            assert_holds(&store, &later);
+        }
+    }
+}
+
+#[test]
+fn what_rotted_on_two_of_six_is_read_right_and_mended() {
+    let rng = SeededRng::new(82);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    let contents = fill(&store, 10, &rng);
+    store.close().unwrap();
+    drop(store);
+    for rotten in [1, 4] {
+        rot(&devices[rotten], 10, &rng);
+    }
+    let store = mount(&devices, &rng);
+    for (id, data) in &contents {
+        assert!(read(&store, *id) == *data, "inode {id} reads wrong");
+    }
+    let scrub = || {
+        assert!(store.start_scrub(true).unwrap());
+        store.scrub(&|| true).unwrap();
+        store.scrub_status().unwrap().unwrap().counts
+    };
+    let first = scrub();
+    assert!(first.damaged > 10 && first.damaged == first.repaired && first.lost == 0, "{first:?}");
+    let second = scrub();
+    assert_eq!((second.damaged, second.lost), (0, 0), "{second:?}");
+    store.close().unwrap();
+    drop(store);
+    // Those that had rotted are needed now.
+    assert_holds(&mount(&without(&devices, &[0, 2]), &rng), &contents);
+}
+
+/// Three of six are more than the code carries: what cannot be read says so, and nothing reads wrong.
+#[test]
+fn what_is_lost_is_told_and_the_rest_is_there() {
+    let rng = SeededRng::new(83);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    let contents = fill(&store, 10, &rng);
+    let mut slots = Vec::new();
+    store
+        .each_segment(&mut |_, segment| {
+            if segment.shards.0 == 4 {
+                slots.extend(segment.placements[1..4].to_vec());
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let zeros = AlignedBuffer::zeroed(SLOT_BYTES - 4096);
+    for slot in slots {
+        store.pool().write_slot(slot, 4096, &zeros).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let store = mount(&devices, &rng);
+    let (mut whole, mut lost) = (0, 0);
+    for (id, data) in &contents {
+        match super::try_read(&store, *id) {
+            Ok(found) => {
+                assert!(found == *data, "inode {id} reads wrong");
+                whole += 1;
+            }
+            Err(StoreError::Damaged { .. }) => lost += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(whole > 0 && lost > 0, "{whole} are whole, {lost} are lost");
+    assert_ne!(store.check(true).unwrap().problems, []);
+}
+
+/// The geometry allows what it allows, whatever the sizes; and what is full can be emptied and filled again.
+#[test]
+fn devices_of_mixed_sizes_are_filled() {
+    let rng = SeededRng::new(84);
+    for redundancy in
+        [Redundancy { shards_data: 1, shards_parity: 1 }, Redundancy { shards_data: 3, shards_parity: 2 }]
+    {
+        let devices = format(&[256, 128, 128, 64, 64, 64], redundancy, &rng);
+        let store = mount(&devices, &rng);
+        let (total, free) = store.capacity();
+        assert!(free * 100 >= total * 99, "{free} of {total}");
+        let mut stored = Contents::new();
+        let mut bytes = 0;
+        let mut sizes = vec![200_000, 3 << 20];
+        for id in (10..).map(InodeId) {
+            let Some(size) = sizes.last() else { break };
+            let Ok(_room) = store.reserve(*size, 0) else {
+                sizes.pop();
+                continue;
+            };
+            let data = noise(&rng, *size as usize);
+            bytes += data.len() as u64;
+            write(&store, id, &data).unwrap();
+            stored.push((id, data));
+        }
+        assert!(bytes * 100 >= free * 95, "{bytes} of {free} fit with {redundancy:?}");
+        assert_holds(&store, &stored);
+        store.close().unwrap();
+        drop(store);
+        let smallest = without(&devices, &[5]);
+        assert_holds(&mount(&smallest, &rng), &stored);
+    }
+}
+
+/// What is too little for a wide row is copied, and coded when it is moved.
+#[test]
+fn cleaning_turns_copies_into_code() {
+    let rng = SeededRng::new(85);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    let contents: Contents = (10..80).map(|id| (InodeId(id), noise(&rng, 60_000))).collect();
+    for (id, data) in &contents {
+        write(&store, *id, data).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let store = mount(&devices, &rng);
+    assert_eq!(geometries(&store), BTreeSet::from([(1, 2)]));
+    let before = store.capacity().1;
+    let done = store.clean(u64::MAX).unwrap();
+    assert!(done.segments > 0, "{done:?}");
+    assert!(geometries(&store).contains(&(4, 2)), "{:?}", geometries(&store));
+    assert_holds(&store, &contents);
+    assert!(store.capacity().1 * 101 >= before * 100, "{} of {before} are free", store.capacity().1);
+}
