@@ -103,6 +103,22 @@ fn one_of_two_mirrors_may_fail_at_any_call() {
     }
 }
 
+#[test]
+fn one_of_six_coded_devices_may_fail_at_any_call() {
+    let shape = Shape { operations: 8, ..crate::SIX_CODED };
+    let calls = sweep(&shape, 508, |n| Fault { operation: None, ..Fault::once(Operation::Read, n) });
+    println!("coded: each of {calls} calls failed once");
+    // Whoever goes on without it does not notice that it would fail further on.
+    let history = History::run(&shape, 508);
+    for n in 0..calls {
+        let fault = Fault { operation: None, ..Fault::lasting(Operation::Read, n) };
+        if let Err(why) = survive_fault(&history, &shape, 508, fault) {
+            panic!("{fault:?}: {why}\nhistory:\n{}", history.story());
+        }
+    }
+    println!("coded: failed from each of {calls} calls on");
+}
+
 /// The power is cut, and while the log is replayed one read fails: it is refused, or nothing is missing.
 #[test]
 fn any_read_may_fail_while_it_opens() {

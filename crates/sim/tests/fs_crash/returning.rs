@@ -237,3 +237,64 @@ fn who_comes_back_fails_again() {
     drop(fs);
     judge(&world, &expected, 770).unwrap();
 }
+
+/// The devices of a world without two of them.
+fn without_two(world: &SimWorld, missing: [usize; 2]) -> Vec<Arc<dyn Device>> {
+    let all = world.devices();
+    (0..all.len()).filter(|n| !missing.contains(n)).map(|n| Arc::clone(&all[n]) as Arc<dyn Device>).collect()
+}
+
+const AWAY: [usize; 2] = [1, 4];
+
+/// Six devices with an erasure code, of which two lack what was done since they were left out; and what should be seen.
+fn two_left_behind(seed: u64) -> (SimWorld, Seen) {
+    let history = History::run(&Shape { device_bytes: 32 << 20, ..crate::SIX_CODED }, seed);
+    let world = SimWorld::from_images((0..6).map(|n| history.world.device(n).image()).collect());
+    let fs = mount(without_two(&world, AWAY), &SeededRng::new(seed), OpenOptions::default()).expect("enough");
+    for n in 0..6 {
+        put(&fs, format!("alone-{n}").as_bytes(), seed * 100 + n, [5000, 60_000, 700_000][n as usize % 3])
+            .unwrap();
+    }
+    go_on(&fs).unwrap();
+    fs.store().checkpoint().unwrap();
+    put(&fs, b"alone-in-the-log", seed, 300_000).unwrap();
+    let seen = see(&fs).unwrap();
+    drop(fs);
+    world.settle();
+    (world, seen)
+}
+
+/// All see what they should, and once those two count as members any two others may go.
+fn judge_two(world: &SimWorld, expected: &Seen, seed: u64) -> Result<(), String> {
+    let rng = SeededRng::new(seed);
+    let fs = mount(world.devices(), &rng, OpenOptions::default())?;
+    compare(&fs, expected).map_err(|e| format!("all: {e}"))?;
+    let whole = is_whole(&fs);
+    drop(fs);
+    if !whole {
+        bring_back(world, seed + 1)?;
+    }
+    for gone in [[0, 2], [3, 5], AWAY] {
+        let world = SimWorld::from_images((0..6).map(|n| world.device(n).image()).collect());
+        let fs = mount(without_two(&world, gone), &rng, OpenOptions::default())?;
+        compare(&fs, expected).map_err(|e| format!("without {gone:?}: {e}"))?;
+        go_on_elsewhere(&fs)?;
+        sound(&fs)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_power_may_go_at_any_time_while_two_of_six_return() {
+    let mut points = 0;
+    for seed in 790..792 {
+        let (world, expected) = two_left_behind(seed);
+        bring_back(&world, seed).expect("nothing fails");
+        let plan = Plan { seed, budget: POINTS / 3, only: None };
+        let outcome =
+            explore(&world.trace(), &plan, |world, point| judge_two(world, &expected, seed + point.event));
+        points += outcome
+            .unwrap_or_else(|failure| panic!("seed {seed}, point {}: {}", failure.point, failure.reason));
+    }
+    tell("cuts while two of six came back", points);
+}
