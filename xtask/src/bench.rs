@@ -15,6 +15,7 @@ mod latency;
 mod measure;
 mod metadata;
 mod programs;
+mod redundancy;
 mod space;
 mod streams;
 mod targets;
@@ -37,7 +38,7 @@ struct Row {
     run: fn(&Ground, &mut Report) -> Result<()>,
 }
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 21] = [
     Row { name: "write, half compressible", run: streams::write_half },
     Row { name: "write, incompressible", run: streams::write_noise },
     Row { name: "read, cold and warm", run: streams::read },
@@ -55,6 +56,7 @@ const ROWS: [Row; 20] = [
     Row { name: "pgbench", run: databases::pgbench },
     Row { name: "space", run: space::stored },
     Row { name: "tree copied again", run: space::copied_again },
+    Row { name: "redundancy", run: redundancy::compared },
     Row { name: "full: random overwrites", run: full::overwrite_blocks },
     Row { name: "full: whole files overwritten", run: full::overwrite_files },
     Row { name: "full: reads beside the cleaner", run: full::read_beside_the_cleaner },

@@ -146,7 +146,7 @@ pub(super) fn write_and_sync(ground: &Ground, report: &mut Report) -> Result<()>
     Ok(())
 }
 
-fn path(target: &Target) -> PathBuf {
+pub(super) fn path(target: &Target) -> PathBuf {
     if target.kind == Kind::Raw { target.place.clone() } else { target.place.join("stream") }
 }
 

@@ -78,6 +78,17 @@ pub(super) fn random_reads(path: &Path, depth: u32, seconds: u32, seed: u64) -> 
     fio_number(&fio(&arguments)?, "/jobs/0/read/iops")
 }
 
+/// The 99th percentile of how long one of them takes that comes alone, in microseconds.
+pub(super) fn read_p99(path: &Path, seconds: u32) -> Result<f64> {
+    let arguments = format!(
+        "--name=reads --filename={} --readonly --rw=randread --bs=4k --direct=1 --ioengine=psync --time_based \
+         --runtime={seconds} --norandommap",
+        path.display()
+    );
+    Ok(fio_number(&fio(&arguments)?, "/jobs/0/read/clat_ns/percentile/99.000000")?
+        / super::latency::NS_PER_US)
+}
+
 /// Runs fio and returns what it says.
 pub(super) fn fio(arguments: &str) -> Result<Value> {
     fio_within(SECONDS_MAX, arguments)

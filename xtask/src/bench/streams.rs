@@ -182,6 +182,6 @@ fn check(target: &Target, seed: u64, content: &str, mib: u64) -> Result<()> {
         .map(|_| ())
 }
 
-fn rate(answer: &Value) -> Result<f64> {
+pub(super) fn rate(answer: &Value) -> Result<f64> {
     Ok(said(answer, "bytes")? / 1e6 / said(answer, "seconds")?)
 }

@@ -15,6 +15,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 const SECTORS_WRITTEN: usize = 6;
 const SECTOR_BYTES: u64 = 512;
 
+/// Names of pools of several devices.
+pub(super) const POOLS: [&str; 3] = ["single", "mirror", "coded"];
+
 /// What stands behind a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -61,9 +64,12 @@ pub(super) struct Target {
     /// Where files go; of a bare device, the device.
     pub(super) place: PathBuf,
     program: String,
-    image: PathBuf,
+    /// One, or those of a pool.
+    images: Vec<PathBuf>,
+    /// What AegisFS is told at formatting.
+    redundancy: Option<&'static str>,
     room: Room,
-    loop_device: Option<String>,
+    loop_devices: Vec<String>,
     null: Option<Child>,
 }
 
@@ -79,14 +85,27 @@ enum Room {
 impl Target {
     /// A new filesystem on a new image.
     fn set_up(kind: Kind, ground: &Ground, bytes: u64, room: Room) -> Result<Self> {
-        let Ground { images, mounts, program, .. } = ground;
+        let image = ground.images.join(format!("{}.img", kind.name()));
+        Self::begin(kind, ground, kind.name(), vec![image], None, bytes, room)
+    }
+
+    fn begin(
+        kind: Kind,
+        ground: &Ground,
+        name: &str,
+        images: Vec<PathBuf>,
+        redundancy: Option<&'static str>,
+        bytes: u64,
+        room: Room,
+    ) -> Result<Self> {
         let mut target = Self {
             kind,
-            place: mounts.join(kind.name()),
-            program: program.to_owned(),
-            image: images.join(format!("{}.img", kind.name())),
+            place: ground.mounts.join(name),
+            program: ground.program.clone(),
+            images,
+            redundancy,
             room,
-            loop_device: None,
+            loop_devices: Vec::new(),
             null: None,
         };
         fs::create_dir_all(&target.place)?;
@@ -98,18 +117,23 @@ impl Target {
         if self.kind == Kind::Null {
             return self.serve_null();
         }
-        let image = self.image.to_string_lossy().into_owned();
-        let _ = fs::remove_file(&self.image);
-        let file = fs::File::create(&self.image)?;
-        file.set_len(bytes)?;
-        if self.room == Room::Written {
-            write_zeros(&file, bytes)?;
+        for image in &self.images {
+            let _ = fs::remove_file(image);
+            let file = fs::File::create(image)?;
+            file.set_len(bytes)?;
+            if self.room == Room::Written {
+                write_zeros(&file, bytes)?;
+            }
+            self.loop_devices.push(attach(image)?);
         }
-        let device = shell::output(&["losetup", "--find", "--show", "--direct-io=on", &image])?;
-        let device = device.trim().to_owned();
-        self.loop_device = Some(device.clone());
+        let device = self.device()?.to_owned();
         match self.kind {
-            Kind::Aegis => run(60, &[&self.program, "format", "--yes", &device])?,
+            Kind::Aegis => {
+                let devices = self.loop_devices.iter().map(String::as_str);
+                let redundancy = self.redundancy.iter().flat_map(|word| ["--redundancy", word]);
+                let line = [self.program.as_str(), "format", "--yes"].into_iter();
+                run(60, &line.chain(redundancy).chain(devices).collect::<Vec<_>>())?
+            }
             Kind::Ext4 => run(60, &["mkfs.ext4", "-q", "-F", "-E", "nodiscard", &device])?,
             Kind::Btrfs => run(60, &["mkfs.btrfs", "--quiet", "--force", &device])?,
             Kind::Raw => {
@@ -119,6 +143,28 @@ impl Target {
             Kind::Null => return Ok(()),
         };
         self.mount()
+    }
+
+    /// Mounts without the first of several devices.
+    pub(super) fn lose_first(&mut self) -> Result<()> {
+        self.sync()?;
+        self.unmount()?;
+        let lost = self.loop_devices.remove(0);
+        run(60, &["losetup", "--detach", &lost])?;
+        self.mount()
+    }
+
+    /// Has a scrub look at everything as fast as it can; returns the bytes that it read.
+    pub(super) fn scrub(&self) -> Result<f64> {
+        run(600, &[&self.program, "scrub", "start", "--wait", "--intensity", "high", &self.mnt()])?;
+        let text = run(60, &[&self.program, "scrub", "status", "--json", &self.mnt()])?;
+        let status: Value = serde_json::from_str(&text)?;
+        status["bytes"].as_f64().context("a scrub tells what it read")
+    }
+
+    /// Starts a scrub of such an intensity.
+    pub(super) fn start_scrub(&self, intensity: &str) -> Result<()> {
+        run(60, &[&self.program, "scrub", "start", "--intensity", intensity, &self.mnt()]).map(|_| ())
     }
 
     fn serve_null(&mut self) -> Result<()> {
@@ -251,7 +297,7 @@ impl Target {
     }
 
     fn device(&self) -> Result<&str> {
-        self.loop_device.as_deref().context("it has a device")
+        self.loop_devices.first().map(String::as_str).context("it has a device")
     }
 
     fn mnt(&self) -> String {
@@ -275,10 +321,10 @@ impl Drop for Target {
             let _ = child.kill();
             let _ = child.wait();
         }
-        if let Some(device) = &self.loop_device {
+        for device in &self.loop_devices {
             let _ = run(60, &["losetup", "--detach", device]);
         }
-        let _ = fs::remove_file(&self.image);
+        self.images.iter().for_each(|image| drop(fs::remove_file(image)));
     }
 }
 
@@ -323,12 +369,24 @@ impl Ground {
         targets
     }
 
+    /// AegisFS on several devices of so many bytes each.
+    pub(super) fn pool(
+        &self,
+        name: &str,
+        redundancy: &'static str,
+        count: usize,
+        bytes: u64,
+    ) -> Result<Target> {
+        let images = (0..count).map(|n| self.images.join(format!("{name}-{n}.img"))).collect();
+        Target::begin(Kind::Aegis, self, name, images, Some(redundancy), bytes, Room::Sparse)
+    }
+
     /// The same target with a new filesystem.
     pub(super) fn renew(&self, target: &mut Target, bytes: u64) -> Result<()> {
         if target.is_mounted() {
             target.unmount()?;
         }
-        if let Some(device) = target.loop_device.take() {
+        for device in target.loop_devices.drain(..) {
             run(60, &["losetup", "--detach", &device])?;
         }
         if let Some(mut child) = target.null.take() {
@@ -340,28 +398,26 @@ impl Ground {
     }
 
     fn clear(&self) {
-        for kind in Kind::ALL {
-            let mnt = self.mounts.join(kind.name()).to_string_lossy().into_owned();
+        let names = || Kind::ALL.iter().map(|kind| kind.name()).chain(POOLS);
+        for name in names() {
+            let mnt = self.mounts.join(name).to_string_lossy().into_owned();
             if is_mounted(&mnt) {
                 stop_server(&Path::new(&mnt).join("postgres/postmaster.pid"));
                 let _ = run(60, &["umount", "--lazy", &mnt]);
             }
-            let image = self.images.join(format!("{}.img", kind.name()));
-            let loops = run(
-                60,
-                &["losetup", "--noheadings", "--output", "NAME", "--associated"]
-                    .into_iter()
-                    .chain([image.to_string_lossy().as_ref()])
-                    .collect::<Vec<_>>(),
-            );
-            for device in loops.unwrap_or_default().lines() {
-                let _ = run(60, &["losetup", "--detach", device.trim()]);
+        }
+        let loops = run(60, &["losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE"]);
+        for line in loops.unwrap_or_default().lines() {
+            let ours =
+                line.split_once(' ').filter(|(_, file)| Path::new(file.trim()).starts_with(&self.images));
+            if let Some((device, _)) = ours {
+                let _ = run(60, &["losetup", "--detach", device]);
             }
         }
         let _ = fs::remove_dir_all(&self.images);
         // One empty folder per target, unless something is still mounted there: never a tree.
-        for kind in Kind::ALL {
-            let _ = fs::remove_dir(self.mounts.join(kind.name()));
+        for name in names() {
+            let _ = fs::remove_dir(self.mounts.join(name));
         }
         let _ = fs::remove_dir_all(self.mounts.join("postgres"));
         let _ = fs::remove_dir(&self.mounts);
@@ -390,6 +446,13 @@ fn stop_server(pid_file: &Path) {
 pub(super) fn has_rings() -> bool {
     let unwanted = std::env::var("AEGISFS_BENCH_IO_URING").is_ok_and(|word| word == "off");
     !unwanted && fs::write(crate::programs::RINGS_SWITCH, "Y").is_ok()
+}
+
+/// A loop device of an image.
+fn attach(image: &Path) -> Result<String> {
+    let image = image.to_string_lossy();
+    let device = shell::output(&["losetup", "--find", "--show", "--direct-io=on", &image])?;
+    Ok(device.trim().to_owned())
 }
 
 /// Zeros over a whole file, on stable storage.
