@@ -47,6 +47,9 @@ pub(crate) enum Command {
     /// Read everything on every device, and write anew what rotted from what did not.
     #[command(visible_alias = "scrub-daemon", subcommand)]
     Scrub(ScrubCommand),
+    /// Show what cannot be read and nothing here can mend, and mend it with bytes from elsewhere.
+    #[command(subcommand)]
+    Damage(DamageCommand),
     /// Have the device forget what freed slots held, so that an image file is small again and a disk knows its free room.
     #[command(subcommand)]
     Trim(TrimCommand),
@@ -183,6 +186,26 @@ pub(crate) enum ScrubCommand {
         /// The intensity: 16 MiB a second while others read or write, 64, or all there is.
         #[arg(value_parser = ["low", "medium", "high"])]
         intensity: String,
+        /// The mount point.
+        mount: PathBuf,
+    },
+}
+
+/// What is asked of damage.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DamageCommand {
+    /// Which parts of which files cannot be read, as far as reading them or a scrub has shown. Each is tried once more; the
+    /// command ends with code 4 if any is left.
+    List {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Look through other files for the bytes that are lost, and write them anew: a backup, an earlier copy, whatever its
+    /// files are called. What is written is what was lost, to the last bit, or nothing.
+    Heal {
+        /// A file, or a directory with everything under it; links are not followed.
+        #[arg(long, value_name = "PATH")]
+        from: PathBuf,
         /// The mount point.
         mount: PathBuf,
     },

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 mod clean;
+mod damage;
 pub(crate) mod format;
 mod inspect;
 pub(crate) mod mount;
@@ -64,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::NullMount { mount, io_uring } => null_mount(&mount, io_uring),
         Command::Clean(command) => clean::run(&command, json),
         Command::Scrub(command) => scrub::run(&command, json),
+        Command::Damage(command) => damage::run(&command, json),
         Command::Trim(command) => trim::run(&command, json),
         Command::Orphans(command) => orphans::run(&command, json),
         Command::DetectOrphans { mount } => orphans::run(&OrphansCommand::List { mount }, json),

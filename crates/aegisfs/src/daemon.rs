@@ -1,5 +1,6 @@
 //! The daemon: a mounted filesystem from the first opening of its devices to the last checkpoint.
 
+mod damage;
 mod members;
 mod reclaim;
 mod scrubbing;
@@ -177,6 +178,14 @@ impl Service for Daemon {
 
     fn scrub(&self, order: &str) -> Result<(), String> {
         scrubbing::order(&self.store, order)
+    }
+
+    fn damage(&self) -> Result<Value, String> {
+        damage::describe(&self.fs).map_err(|error| error.to_string())
+    }
+
+    fn heal_from(&self, path: &Path) -> Result<Value, String> {
+        damage::heal(&self.fs, path).map_err(|error| error.to_string())
     }
 
     fn trimming(&self) -> Value {

@@ -1,9 +1,11 @@
 //! Values of the metadata tables. Each begins with an envelope byte: 0 is plain, sealed forms come later.
 
+mod damage;
 mod history;
 mod inode;
 mod scrub;
 
+pub use damage::Damage;
 pub use history::{Branch, Pin, Snapshot, Volume, branch_of, first_epoch};
 pub use inode::{INODE_FLAGS, Inode};
 pub use scrub::{Scrub, ScrubCounts, ScrubState};

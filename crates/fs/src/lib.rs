@@ -8,6 +8,7 @@
 mod acl;
 mod buffers;
 mod check;
+mod damage;
 mod errno;
 mod error;
 mod flush;
@@ -24,6 +25,7 @@ mod table;
 
 pub use aegisfs_format::value::{INODE_FLAGS, Inode};
 pub use check::{TreeProblem, TreeReport};
+pub use damage::{Healed, LostPart};
 pub use errno::Errno;
 pub use error::FsError;
 pub use flush::Flusher;

@@ -530,6 +530,26 @@ impl Store {
         self.plant(id, harvest, done)
     }
 
+    /// Writes chunks of a segment anew from bytes that somebody else had; each with where its frame begins.
+    pub(crate) fn store_again(
+        &self,
+        id: SegmentId,
+        chunks: Vec<(NewChunk<'_>, u32)>,
+    ) -> Result<(), StoreError> {
+        let _running = self.take_turn();
+        let mut done = Cleaned::default();
+        let mut harvest = Harvest::new();
+        for (NewChunk { chunk, hash, data }, slot_offset) in chunks {
+            harvest.from.insert(chunk, slot_offset);
+            harvest.bytes += data.len() as u64;
+            harvest.single.push(NewChunk { chunk, hash, data: Cow::Owned(data.into_owned()) });
+            if harvest.is_enough() {
+                self.plant(id, std::mem::replace(&mut harvest, Harvest::new()), &mut done)?;
+            }
+        }
+        self.plant(id, harvest, &mut done)
+    }
+
     /// Writes rows of what is moved.
     fn write_moved(
         &self,

@@ -304,7 +304,7 @@ impl Store {
         let Some(chunk) = self.dedup.find(hash)? else { return Ok(None) };
         let Some(stored) = self.view().get(Table::Chunks, &key::chunk(chunk))? else { return Ok(None) };
         let sound = Descriptor::decode(&stored)?.is_some_and(|d| d.hash == *hash && !d.damaged);
-        Ok(sound.then_some(chunk))
+        Ok((sound && !self.is_recorded(chunk)).then_some(chunk))
     }
 
     /// Numbers for so many chunks in a row, which the dedup index expects until the answer is dropped.

@@ -132,9 +132,15 @@ impl Store {
             return Ok(0);
         }
         let mut lost = BTreeSet::new();
-        self.each_chunk_in(id, &mut |frame| {
-            lost.extend(gaps.iter().find(|gap| gap.contains(&frame.slot_offset)).map(|gap| gap.start));
+        let mut chunks = Vec::new();
+        self.each_chunk_in(id, &mut |chunk, frame| {
+            if let Some(gap) = gaps.iter().find(|gap| gap.contains(&frame.slot_offset)) {
+                lost.insert(gap.start);
+                chunks.push((chunk, *frame));
+            }
         })?;
+        // A part of what lies there may be readable; then it leaves the record when somebody asks.
+        self.record_damage(&chunks);
         for start in &lost {
             tracing::error!(segment = id.0, start, "too few cells of a row are sound");
         }

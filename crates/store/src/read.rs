@@ -12,6 +12,7 @@ use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{ChunkId, SegmentId};
 use aegisfs_chunk::{ChunkHash, Codec, decompress};
 use aegisfs_device::AlignedBuffer;
+use aegisfs_format::cell;
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
@@ -19,10 +20,15 @@ use aegisfs_format::value::Segment;
 use aegisfs_pool::{Erasure, Placement};
 use parking_lot::Mutex;
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Bytes in which a row's header is looked for at a time; cells are seldom larger.
+const HEADERS_WINDOW_BYTES: u32 = 1 << 20;
+/// Rows that are tried where bytes of other rows look like headers.
+const ROWS_TRIED_MAX: usize = 16;
 /// Choices of other cells from which a lost one is made before whole cells are read.
 const DECODINGS_MAX: usize = 64;
 /// Segments of which it is kept in memory where they are.
@@ -210,12 +216,14 @@ impl Store {
     pub(crate) fn each_chunk_in(
         &self,
         segment: SegmentId,
-        visit: &mut dyn FnMut(&FramePlace),
+        visit: &mut dyn FnMut(ChunkId, &FramePlace),
     ) -> Result<(), StoreError> {
         let mut problem = None;
-        self.view().scan(Table::Chunks, &[], None, &mut |_, stored| {
+        self.view().scan(Table::Chunks, &[], None, &mut |key, stored| {
+            let chunk =
+                key.first_chunk::<8>().map_or(ChunkId(0), |number| ChunkId(u64::from_be_bytes(*number)));
             match Descriptor::decode(stored) {
-                Ok(Some(found)) if found.frame.segment == segment => visit(&found.frame),
+                Ok(Some(found)) if found.frame.segment == segment => visit(chunk, &found.frame),
                 Ok(_) => {}
                 Err(error) => problem = Some(error),
             }
@@ -249,6 +257,9 @@ impl Store {
                 Err(error) => {
                     let now = self.descriptor(chunk)?;
                     if now.frame == descriptor.frame || removed(Edge::MovedIsNotDamage) {
+                        if matches!(error, StoreError::Damaged { .. }) {
+                            self.record_damage(&[(chunk, now.frame)]);
+                        }
                         return Err(error);
                     }
                     descriptor = now;
@@ -431,24 +442,46 @@ impl Store {
     /// A span of a cell as the sound cells of its row have it.
     fn span_of_sound_row(&self, place: &FramePlace) -> Result<Option<Span>, StoreError> {
         let Some(segment) = self.read_segment(place.segment)? else { return Ok(None) };
-        // Where the row begins is told by those before it, and by itself: no cell is larger than this.
-        let first = SLOT_HEADER_BYTES as u32;
-        let lowest = place.slot_offset.saturating_sub(CELL_BYTES_MAX as u32).max(first);
-        let mut offset = place.slot_offset / BLOCK_BYTES as u32 * BLOCK_BYTES as u32;
-        while offset >= lowest {
-            let row = SoundRow::read(&self.pool, place.segment, &segment, offset);
-            let holds =
-                |row: &SoundRow| offset + row.head.cell_bytes >= place.slot_offset + place.stored_bytes;
-            if let Some(row) = row.filter(holds) {
-                let cell = row.right(place.cell);
-                let from = (place.slot_offset - offset) as usize;
-                let mut blocks = AlignedBuffer::zeroed(place.stored_bytes as usize);
-                blocks.copy_from_slice(&cell[from..from + place.stored_bytes as usize]);
-                return Ok(Some(Span { blocks, skip: 0, bytes: place.stored_bytes }));
+        let rows = self.rows_around(&segment, place).into_iter().rev().take(ROWS_TRIED_MAX);
+        let mut rows = rows.filter_map(|offset| {
+            Some((offset, SoundRow::read(&self.pool, place.segment, &segment, offset)?))
+        });
+        let Some((offset, row)) = rows.next() else { return Ok(None) };
+        let cell = row.right(place.cell);
+        let from = (place.slot_offset - offset) as usize;
+        let Some(stored) = cell.get(from..from + place.stored_bytes as usize) else { return Ok(None) };
+        let mut blocks = AlignedBuffer::zeroed(stored.len());
+        blocks.copy_from_slice(stored);
+        Ok(Some(Span { blocks, skip: 0, bytes: place.stored_bytes }))
+    }
+
+    /// Where the row may begin that a frame is in, by the nearest headers before it, on whichever devices those stand.
+    fn rows_around(&self, segment: &Segment, place: &FramePlace) -> BTreeSet<u32> {
+        let mut end = (place.slot_offset / BLOCK_BYTES as u32 + 1) * BLOCK_BYTES as u32;
+        let lowest = end.saturating_sub(CELL_BYTES_MAX as u32).max(SLOT_HEADER_BYTES as u32);
+        let mut found = BTreeSet::new();
+        while end > lowest && found.is_empty() {
+            let start = end.saturating_sub(HEADERS_WINDOW_BYTES).max(lowest);
+            for slot in &segment.placements {
+                let mut bytes = AlignedBuffer::zeroed((end - start) as usize);
+                if self.pool.read_slot(*slot, u64::from(start), &mut bytes).is_err() {
+                    continue;
+                }
+                found.extend(
+                    (start..end).step_by(BLOCK_BYTES).zip(bytes.chunks_exact(BLOCK_BYTES)).filter_map(
+                        |(offset, block)| {
+                            let covers =
+                                |total| u64::from(offset) + total as u64 > u64::from(place.slot_offset);
+                            let begins = cell::peek_bytes(block).is_ok_and(covers)
+                                && cell::names_place(block, place.segment, offset);
+                            begins.then_some(offset)
+                        },
+                    ),
+                );
             }
-            offset -= BLOCK_BYTES as u32;
+            end = start;
         }
-        Ok(None)
+        found
     }
 
     /// Reads whole blocks around a span of a slot.

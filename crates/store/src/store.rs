@@ -6,6 +6,7 @@ mod last;
 
 use crate::apply::{Effects, apply};
 use crate::clean::Cleaner;
+use crate::damage::DamageBook;
 use crate::dedup::Dedup;
 use crate::log::{Log, LogCounts};
 use crate::memtable::Scratch;
@@ -127,6 +128,7 @@ pub struct Store {
     pub(crate) orphans: OrphanBook,
     pub(crate) returning: Returning,
     pub(crate) scrubber: Scrubber,
+    pub(crate) damage: DamageBook,
     poison: OnceLock<String>,
     read_only: AtomicBool,
     /// Whether a thread of its own makes checkpoints; without one, writers make them.
@@ -190,6 +192,7 @@ impl Store {
             orphans: OrphanBook::default(),
             returning: Returning::default(),
             scrubber: Scrubber::default(),
+            damage: DamageBook::default(),
             poison: OnceLock::new(),
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
             pool: parts.pool,

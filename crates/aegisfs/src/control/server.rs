@@ -4,6 +4,7 @@ use super::http;
 use crate::places;
 use serde_json::{Value, json};
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use std::time::Duration;
 const CLEAN: &str = "/v1/clean/";
 /// How orders to the scrubber begin.
 const SCRUB: &str = "/v1/scrub/";
+/// How an order to look for lost bytes begins; the path follows in hexadecimal digits, two for each byte.
+const HEAL: &str = "/v1/damage/heal/";
 /// How orders to clean orphans begin, or to say what that would do; the age in seconds follows.
 const CLEAN_ORPHANS: &str = "/v1/orphans/clean/";
 const TRY_ORPHANS: &str = "/v1/orphans/try/";
@@ -42,6 +45,10 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn scrubbing(&self) -> Result<Value, String>;
     /// Tells the scrubber something; an error where that cannot be.
     fn scrub(&self, order: &str) -> Result<(), String>;
+    /// Which parts of files cannot be read.
+    fn damage(&self) -> Result<Value, String>;
+    /// Looks for the lost bytes in a file or tree.
+    fn heal_from(&self, path: &Path) -> Result<Value, String>;
     /// What the devices were told to forget.
     fn trimming(&self) -> Value;
     /// Has them forget everything that is free; does not wait for it.
@@ -142,6 +149,13 @@ fn inode_at(path: &Path) -> Option<u64> {
     std::fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
 
+fn bytes_of(digits: &str) -> Result<PathBuf, String> {
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
+    let bytes = bytes.filter(|bytes| !bytes.is_empty()).ok_or("that is no path in hexadecimal digits")?;
+    Ok(PathBuf::from(std::ffi::OsString::from_vec(bytes)))
+}
+
 fn age(text: &str) -> Result<Duration, String> {
     text.parse().map(Duration::from_secs).map_err(|_| format!("'{text}' is not a number of seconds"))
 }
@@ -159,6 +173,10 @@ fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
         ("POST", path) if path.starts_with(CLEAN) => service.clean(&path[CLEAN.len()..]).map(|()| json!({})),
         ("GET", "/v1/scrub") => service.scrubbing(),
         ("POST", path) if path.starts_with(SCRUB) => service.scrub(&path[SCRUB.len()..]).map(|()| json!({})),
+        ("GET", "/v1/damage") => service.damage(),
+        ("POST", path) if path.starts_with(HEAL) => {
+            bytes_of(&path[HEAL.len()..]).and_then(|path| service.heal_from(&path))
+        }
         ("GET", "/v1/trim") => Ok(service.trimming()),
         ("POST", "/v1/trim") => service.trim().map(|()| json!({})),
         ("GET", "/v1/orphans") => service.orphans(),

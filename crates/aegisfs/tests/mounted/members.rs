@@ -225,3 +225,94 @@ fn six_devices_rot_and_are_lost_as_far_as_the_code_carries() {
     let (code, text) = aegisfs(&["check", &paths[0]]);
     assert!(code == 0 && !text.contains("note"), "{text}");
 }
+
+/// More is lost than the code carries: what is in it cannot be read and is named, all else can; and the files themselves, from
+/// elsewhere, give it back.
+#[test]
+fn what_is_lost_is_named_and_given_back() {
+    if !can_mount("what_is_lost_is_named_and_given_back") {
+        return;
+    }
+    let stage = Stage::empty();
+    let mnt = stage.mnt();
+    let names = ["a.img", "b.img", "c.img", "d.img", "e.img", "f.img"];
+    let paths = pool(&stage, &names, &["--size", "256M", "--redundancy", "ec:4+2"]);
+    must(AEGISFS, &["mount", &paths[0], &mnt]);
+    let original = stage.path("original");
+    shell(&format!(
+        "mkdir -p {original}/deep/down; cp -r /usr/share/common-licenses {original}/deep; \
+         for n in 1 2 3 4 5 6; do dd if=/dev/urandom of={original}/deep/down/noise$n bs=1M count=6 status=none; done; \
+         cp -r {original} {mnt}/tree"
+    ));
+    // One that was written in pieces is cut otherwise than one that is read from its beginning.
+    shell(&format!(
+        "for n in 1 2 3; do dd if=/dev/urandom bs=70001 count=9 status=none >> {mnt}/tree/deep/down/pieces; \
+         sync {mnt}/tree/deep/down/pieces; done; cp {mnt}/tree/deep/down/pieces {original}/deep/down/"
+    ));
+    let (code, text) = aegisfs(&["damage", "list", &mnt]);
+    assert!(code == 0 && text.contains("no damage"), "{text}");
+    must(AEGISFS, &["umount", &mnt]);
+
+    // Three of the six slots of every other segment that is coded.
+    let inspected = must(AEGISFS, &["inspect", "--json", "--segments", &paths[0]]);
+    let inspected: Value = serde_json::from_str(&inspected).expect("JSON");
+    let coded = inspected["segments"].as_array().expect("segments").iter();
+    let coded: Vec<&Value> = coded.filter(|segment| segment["shards_data"] == 4).collect();
+    assert!(coded.len() > 2, "{} segments are coded", coded.len());
+    for segment in coded.iter().step_by(2) {
+        for slot in segment["slots"].as_array().expect("slots").iter().take(3) {
+            let image = &paths[slot["device"].as_u64().expect("a device") as usize];
+            let start = (1 << 20) + slot["slot"].as_u64().expect("a slot") * (4 << 20) + 4096;
+            shell(&format!(
+                "dd if=/dev/urandom of={image} bs=4096 seek={} count=1023 conv=notrunc status=none",
+                start / 4096
+            ));
+        }
+    }
+    must(AEGISFS, &["mount", &paths[0], &mnt]);
+    let compare = || {
+        shell(&format!(
+            "cd {original}; find . -type f | while read -r f; do cmp -s $f {mnt}/tree/$f || echo $f; done"
+        ))
+    };
+    let bad = compare();
+    assert!(bad.lines().count() > 0, "nothing is lost");
+    // Whatever cannot be read was an error, never other bytes.
+    let told = shell(&format!(
+        "cd {original}; find . -type f | while read -r f; do cat {mnt}/tree/$f 2>/dev/null | cmp - $f 2>&1 | grep differ; done; true"
+    ));
+    assert_eq!(told.trim(), "", "something reads wrong");
+    // A scrub finds what nobody has read.
+    let (code, _) = aegisfs(&["scrub", "start", "--wait", &mnt]);
+    assert_eq!(code, 4);
+    let (code, text) = aegisfs(&["--json", "damage", "list", &mnt]);
+    assert_eq!(code, 4, "{text}");
+    let listed: Value = serde_json::from_str(&text).expect("JSON");
+    let mut named: Vec<String> = listed["parts"]
+        .as_array()
+        .expect("parts")
+        .iter()
+        .map(|part| part["path"].as_str().expect("a path").replacen("/tree", ".", 1))
+        .collect();
+    named.sort();
+    named.dedup();
+    let mut expected: Vec<&str> = bad.lines().collect();
+    expected.sort_unstable();
+    assert_eq!(named, expected);
+
+    // It outlives a mount, and what is brought is written.
+    must(AEGISFS, &["umount", &mnt]);
+    must(AEGISFS, &["mount", &paths[0], &mnt]);
+    let (code, text) = aegisfs(&["damage", "list", &mnt]);
+    assert!(code == 4 && text.contains("cannot be read"), "{text}");
+    let (code, text) = aegisfs(&["damage", "heal", "--from", "/usr/share/common-licenses/GPL-3", &mnt]);
+    assert!(code == 4 || code == 0, "{text}");
+    let (code, text) = aegisfs(&["damage", "heal", "--from", &original, &mnt]);
+    assert!(code == 0, "{text}");
+    assert_eq!(compare(), "");
+    let (code, text) = aegisfs(&["damage", "list", &mnt]);
+    assert!(code == 0 && text.contains("no damage"), "{text}");
+    must(AEGISFS, &["umount", &mnt]);
+    let (code, text) = aegisfs(&["check", &paths[0]]);
+    assert!(code == 0, "{text}");
+}
