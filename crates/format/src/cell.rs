@@ -70,6 +70,14 @@ on_disk! {
 /// Data cells of a row, at most.
 pub const DATA_CELLS_MAX: usize = 16;
 
+/// Other cells of a row, at most.
+pub const PARITY_CELLS_MAX: usize = 8;
+
+/// Whether rows can have so many cells of data and of parity.
+pub fn is_geometry((data, parity): (u8, u8)) -> bool {
+    (1..=DATA_CELLS_MAX).contains(&usize::from(data)) && usize::from(parity) <= PARITY_CELLS_MAX
+}
+
 /// How a data cell is laid out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CellShape {
@@ -416,7 +424,7 @@ impl Cell {
 /// What the header tells of its row. The largest of the data cells fills it.
 fn decode_row(header: &CellHeaderV1, total: usize) -> Result<RowHead, FormatError> {
     let count = usize::from(header.shards_data);
-    if count == 0 || count > DATA_CELLS_MAX {
+    if !is_geometry((header.shards_data, header.shards_parity)) {
         return Err(FormatError::Value { what: WHAT, field: "shards_data", value: count as u64 });
     }
     let shape = |raw: &[U32; 2]| CellShape { chunks: raw[0].get(), payload_bytes: raw[1].get() };

@@ -22,11 +22,14 @@ pub const MAP_ZONE_BYTES: usize = 448 << 10;
 
 const _: () = assert!(MAP_ZONE_START + 2 * MAP_ZONE_BYTES as u64 <= HEADER_AREA_BYTES);
 
+/// Slots that the smallest device of a pool should have.
+const DEVICE_SLOTS_MIN: u64 = 60;
+
 /// Slot size for a pool of this many bytes in total.
-pub const fn slot_bytes_for(pool_bytes: u64) -> u64 {
-    if pool_bytes < POOL_BYTES_SMALL {
+pub const fn slot_bytes_for(pool_bytes: u64, smallest_device: u64) -> u64 {
+    if pool_bytes < POOL_BYTES_SMALL || smallest_device < DEVICE_SLOTS_MIN * SLOT_BYTES_DEFAULT {
         SLOT_BYTES_SMALL
-    } else if pool_bytes <= POOL_BYTES_LARGE {
+    } else if pool_bytes <= POOL_BYTES_LARGE || smallest_device < DEVICE_SLOTS_MIN * SLOT_BYTES_LARGE {
         SLOT_BYTES_DEFAULT
     } else {
         SLOT_BYTES_LARGE
@@ -88,7 +91,7 @@ mod tests {
         let rng = SeededRng::new(4);
         for _ in 0..1000 {
             let bytes = (256 << 20) + rng.below(1 << 45);
-            let slot_bytes = slot_bytes_for(bytes);
+            let slot_bytes = slot_bytes_for(bytes, bytes);
             let layout = DeviceLayout::new(bytes, slot_bytes).expect("large enough");
             let last = layout.slot_offset(SlotIndex(layout.slots - 1)) + slot_bytes;
             assert!(last <= layout.header_areas()[1]);

@@ -1,5 +1,6 @@
 //! The superblock: what a pool is, who is in it, and where its metadata begins.
 
+use crate::cell::is_geometry;
 use crate::layout::SUPERBLOCK_BYTES;
 use crate::{FormatError, Sum128, sum128_of_parts};
 use aegisfs_base::limits::DEVICES_MAX;
@@ -344,7 +345,8 @@ impl SuperblockV1 {
         if !slot_bytes.is_power_of_two() || !(64 << 10..=256 << 20).contains(&slot_bytes) {
             return value("slot_bytes", u64::from(slot_bytes));
         }
-        if self.shards_data == 0 || self.metadata_copies == 0 || self.log_copies == 0 {
+        let is_geometry = is_geometry((self.shards_data, self.shards_parity));
+        if !is_geometry || self.metadata_copies == 0 || self.log_copies == 0 {
             return value("shards", 0);
         }
         if self.reserved.iter().any(|b| *b != 0) || self.reserved_map.get() != 0 {

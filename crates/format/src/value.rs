@@ -11,6 +11,7 @@ pub use inode::{INODE_FLAGS, Inode};
 pub use scrub::{Scrub, ScrubCounts, ScrubState};
 
 use crate::FormatError;
+use crate::cell::is_geometry;
 use crate::wire::{Append, Reader};
 use aegisfs_base::limits::NAME_BYTES_MAX;
 use aegisfs_base::{DeviceIndex, InodeId, SlotIndex};
@@ -249,6 +250,10 @@ impl Segment {
                 return Err(FormatError::Value { what: WHAT, field: "state", value: u64::from(other) });
             }
         };
+        if !is_geometry((raw.shards_data, raw.shards_parity)) {
+            let value = u64::from(raw.shards_data);
+            return Err(FormatError::Value { what: WHAT, field: "shards_data", value });
+        }
         let members = usize::from(raw.shards_data) + usize::from(raw.shards_parity);
         if rest.len() != members * size_of::<PlacementV1>() {
             return Err(FormatError::Short { what: WHAT });

@@ -8,7 +8,7 @@ use aegisfs_base::limits::{DEVICE_BYTES_MIN, DEVICES_MAX};
 use aegisfs_base::units::MIB;
 use aegisfs_base::{Clock, DeviceIndex, Generation, Incarnation, Rng, Uuid};
 use aegisfs_device::Device;
-use aegisfs_format::cell::DATA_CELLS_MAX;
+use aegisfs_format::cell::{self, DATA_CELLS_MAX, PARITY_CELLS_MAX};
 use aegisfs_format::layout::{DeviceLayout, slot_bytes_for};
 use aegisfs_format::map::{MapEntry, MapOwner};
 use aegisfs_format::superblock::{DATABASES_MAX, DeviceEntry, LABEL_BYTES_MAX, Membership, Superblock};
@@ -21,8 +21,10 @@ const LOG_PART: u64 = 16;
 /// Fewer pieces than this cannot be written and trimmed at the same time.
 const LOG_PIECES_MIN: u64 = 4;
 
-/// Shards of parity at most, or copies beside the first.
-const PARITY_SHARDS_MAX: u8 = 8;
+/// All copies of the log together take no more than this part of the pool, beyond the fewest pieces.
+const LOG_COPIES_PART: u64 = 8;
+/// A pool without room for so many segments is of no use to anybody.
+const SEGMENTS_MIN: u64 = 8;
 /// What a pool has by itself from four devices on: so many shards of parity, and of data no more than this.
 const PARITY_BY_ITSELF: u8 = 2;
 const DATA_BY_ITSELF_MAX: u8 = 8;
@@ -72,7 +74,8 @@ impl Pool {
     ) -> Result<Arc<Self>, PoolError> {
         let redundancy = check(&devices, options)?;
         let total = devices.iter().map(|d| d.bytes()).sum();
-        let slot_bytes = options.slot_bytes.unwrap_or_else(|| slot_bytes_for(total));
+        let smallest = devices.iter().map(|d| d.bytes()).min().unwrap_or_default();
+        let slot_bytes = options.slot_bytes.unwrap_or_else(|| slot_bytes_for(total, smallest));
         let mut members = Vec::new();
         let mut entries = Vec::new();
         for device in devices {
@@ -126,15 +129,25 @@ impl Pool {
             State { superblock, map: Vec::new(), provisional: true },
         ));
         pool.create_log(options, total)?;
+        let left = pool.space().segments_placeable;
+        if left < SEGMENTS_MIN {
+            let reason = format!(
+                "beside the log's {} copies there is room for {left} segments, and {SEGMENTS_MIN} are needed: take \
+                 larger devices, or fewer shards",
+                redundancy.shards_parity + 1
+            );
+            return Err(PoolError::Impossible { reason });
+        }
         Ok(pool)
     }
 
     /// Reserves and zeroes the log's slots: a log append must never change where anything lies.
     fn create_log(&self, options: &CreateOptions, total: u64) -> Result<(), PoolError> {
         let slot_bytes = self.slot_bytes();
-        let by_size = (total / LOG_PART).min(LOG_BYTES_MAX) / slot_bytes;
-        let pieces = options.log_pieces.map_or(by_size.max(LOG_PIECES_MIN), u64::from);
         let copies = self.state.lock().superblock.log_copies;
+        let part = LOG_PART.max(LOG_COPIES_PART * u64::from(copies));
+        let by_size = (total / part).min(LOG_BYTES_MAX) / slot_bytes;
+        let pieces = options.log_pieces.map_or(by_size.max(LOG_PIECES_MIN), u64::from);
         let mut entries = Vec::new();
         for piece in 0..u32::try_from(pieces).expect("bounded by LOG_BYTES_MAX") {
             let places = self.take_mirror_slots(copies, "the intent log", true)?;
@@ -187,9 +200,9 @@ fn check(devices: &[Arc<dyn Device>], options: &CreateOptions) -> Result<Redunda
     }
     let redundancy = options.redundancy.unwrap_or_else(|| Redundancy::for_devices(devices.len()));
     let Redundancy { shards_data, shards_parity } = redundancy;
-    if shards_data == 0 || usize::from(shards_data) > DATA_CELLS_MAX || shards_parity > PARITY_SHARDS_MAX {
+    if !cell::is_geometry((shards_data, shards_parity)) {
         return impossible(format!(
-            "a row has 1 to {DATA_CELLS_MAX} shards of data and at most {PARITY_SHARDS_MAX} of parity, not \
+            "a row has 1 to {DATA_CELLS_MAX} shards of data and at most {PARITY_CELLS_MAX} of parity, not \
              {shards_data}+{shards_parity}"
         ));
     }

@@ -159,7 +159,12 @@ impl Pool {
     /// Where those are too few, there are fewer shards of data; with less than full parity only when even a copy of
     /// everything on each of them is not as much.
     pub fn shards_now(&self) -> (u8, u8) {
-        let usable = u8::try_from(self.slots.lock().usable().max(1)).unwrap_or(u8::MAX);
+        self.shards_with(self.slots.lock().usable())
+    }
+
+    /// The same with so many devices.
+    pub(crate) fn shards_with(&self, usable: usize) -> (u8, u8) {
+        let usable = u8::try_from(usable.max(1)).unwrap_or(u8::MAX);
         let parity = self.redundancy.shards_parity.min(usable - 1);
         (self.redundancy.shards_data.min(usable - parity), parity)
     }

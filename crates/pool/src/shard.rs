@@ -69,12 +69,22 @@ impl Pool {
         Err(PoolError::Absent { device, slot })
     }
 
-    /// Takes slots for a segment with so many shards of data and of parity, and writes their headers.
+    /// Takes slots for a segment and writes their headers; one that is not wide has one shard of data. Returns how many there
+    /// are of data and of parity, and where.
     ///
     /// # Errors
     /// When there is no room, or a device fails.
-    pub fn open_segment(&self, segment: SegmentId, shards: (u8, u8)) -> Result<Vec<Placement>, PoolError> {
-        let places = self.take_slots(|slots| slots.place(usize::from(shards.0 + shards.1)))?;
+    pub fn open_segment(
+        &self,
+        segment: SegmentId,
+        wide: bool,
+    ) -> Result<((u8, u8), Vec<Placement>), PoolError> {
+        let (shards, places) = self.take_slots(|slots| {
+            // Asked with the slots held: a device may be left out at any time.
+            let (data, parity) = self.shards_with(slots.usable());
+            let data = if wide { data } else { 1 };
+            Ok(((data, parity), slots.place(usize::from(data) + usize::from(parity))?))
+        })?;
         for (member, place) in places.iter().enumerate() {
             let content = SlotContent::Segment { segment, shards };
             if let Err(error) = self.write_header(*place, content, member as u8) {
@@ -82,7 +92,7 @@ impl Pool {
                 return Err(error);
             }
         }
-        Ok(places)
+        Ok((shards, places))
     }
 
     pub(crate) fn write_mapped_header(&self, entry: &MapEntry) -> Result<(), PoolError> {

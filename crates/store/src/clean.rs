@@ -396,9 +396,10 @@ impl Store {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Bytes of data that a segment's slots take.
+    /// Bytes of data that a segment's slots take when they are given to new ones, those on devices that take part.
     fn room_of(&self, segment: &Segment) -> u64 {
-        self.slots_worth(segment.placements.len() as u64)
+        let there = segment.placements.iter().filter(|place| self.pool.readable(**place));
+        self.slots_worth(there.count() as u64)
     }
 
     /// What moving the living parts of a segment gives back of its slots, as far as can be told.
@@ -562,7 +563,7 @@ impl Store {
         whole.into_iter().try_for_each(|frame| rows.add(frame))?;
         frames::compress(single, self.ingest.compression, None, |frame| rows.add(frame))?;
         rows.finish()?;
-        let row_bytes = written.iter().map(|row| row.data_bytes).sum();
+        let row_bytes = written.iter().map(|row| self.cells_worth(row.bytes)).sum();
         done.row_bytes += row_bytes;
         Counters::add(&self.counters.moved_row_bytes, row_bytes);
         Ok(())

@@ -29,8 +29,10 @@ pub(crate) struct Compared {
     pub(crate) repaired: u64,
     /// Bytes written.
     pub(crate) written: u64,
-    /// Rows of which too few cells are sound, with something in them that is referred to.
+    /// Rows of which too few cells are sound, with something in them that is referred to and cannot be read.
     pub(crate) lost: u64,
+    /// Chunks in such rows that can be read all the same, though not as rows: they should be elsewhere.
+    pub(crate) stranded: u64,
 }
 
 /// Told after each step how many bytes were read or moved and how long that took; says whether to go on, and takes its time.
@@ -95,7 +97,7 @@ impl Store {
             }
         }
         gaps.extend(gap.map(|start| start..end));
-        found.lost += self.lost_in(id, &gaps)?;
+        self.look_into_gaps(id, &gaps, &mut found)?;
         Ok(Some(found))
     }
 
@@ -125,26 +127,39 @@ impl Store {
         Ok(true)
     }
 
-    /// In how many stretches without a sound cell something begins that is referred to. Reads the whole table of chunks, if
-    /// there are any.
-    fn lost_in(&self, id: SegmentId, gaps: &[Range<u32>]) -> Result<u64, StoreError> {
+    /// In how many stretches without a sound row something begins that is referred to and cannot be read, and how much else can.
+    /// Reads the whole table of chunks, if there are any, and heals what can be read.
+    fn look_into_gaps(
+        &self,
+        id: SegmentId,
+        gaps: &[Range<u32>],
+        found: &mut Compared,
+    ) -> Result<(), StoreError> {
         if gaps.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
-        let mut lost = BTreeSet::new();
         let mut chunks = Vec::new();
         self.each_chunk_in(id, &mut |chunk, frame| {
             if let Some(gap) = gaps.iter().find(|gap| gap.contains(&frame.slot_offset)) {
-                lost.insert(gap.start);
-                chunks.push((chunk, *frame));
+                chunks.push((chunk, gap.start));
             }
         })?;
-        // A part of what lies there may be readable; then it leaves the record when somebody asks.
-        self.record_damage(&chunks);
+        let mut lost = BTreeSet::new();
+        // What is bad in too many cells of a row need not be bad at the same place of them. Whoever reads puts the rest on record.
+        for (chunk, gap) in chunks {
+            match self.read_chunk(chunk, 0, &mut [0]) {
+                Err(StoreError::Damaged { .. }) => {
+                    lost.insert(gap);
+                }
+                Err(_) => {}
+                Ok(()) => found.stranded += 1,
+            }
+        }
         for start in &lost {
             tracing::error!(segment = id.0, start, "too few cells of a row are sound");
         }
-        Ok(lost.len() as u64)
+        found.lost += lost.len() as u64;
+        Ok(())
     }
 
     fn holds_already(&self, place: Placement, offset: u32, right: &[u8]) -> bool {

@@ -84,6 +84,7 @@ impl Layout {
     pub(crate) fn copies(&self, cell: u8) -> &[Placement] {
         match self.shards.0 {
             1 => &self.places,
+            data if cell >= data => &[],
             _ => self.places.get(usize::from(cell)).map_or(&[], std::slice::from_ref),
         }
     }
@@ -368,7 +369,7 @@ impl Store {
         descriptor: &Descriptor,
     ) -> Result<Option<(Vec<u8>, Span)>, String> {
         let place = &descriptor.frame;
-        if layout.shards.0 == 1 {
+        if layout.shards.0 == 1 || place.cell >= layout.shards.0 {
             return Ok(None);
         }
         let verified = |stored: Span| -> Result<(Vec<u8>, Span), String> {
@@ -379,7 +380,12 @@ impl Store {
             Ok((plain, stored))
         };
         let others = self.read_others(layout, place.cell, place.slot_offset, place.stored_bytes, true);
-        for chosen in choices(others.len(), usize::from(layout.shards.0)).take(DECODINGS_MAX) {
+        let needed = usize::from(layout.shards.0);
+        // First those by which each of them is left out once.
+        let in_turn = (0..others.len()).filter(|_| needed <= others.len());
+        let in_turn = in_turn.map(|first| (first..first + needed).map(|n| n % others.len()).collect());
+        for chosen in in_turn.chain(choices(others.len(), needed)).take(DECODINGS_MAX) {
+            let chosen: Vec<usize> = chosen;
             let there: Vec<(usize, &[u8])> =
                 chosen.iter().map(|n| (others[*n].0, others[*n].1.bytes())).collect();
             if let Ok(found) = verified(self.decode_from(layout, place.cell, &there)) {
@@ -396,7 +402,7 @@ impl Store {
     /// Makes a span of a cell from the same span of as many others as are needed, without verifying them.
     fn decode_span(&self, layout: &Layout, cell: u8, offset: u32, bytes: u32) -> Result<Span, StoreError> {
         let others = self.read_others(layout, cell, offset, bytes, false);
-        if others.len() < usize::from(layout.shards.0) {
+        if others.len() < usize::from(layout.shards.0) || cell >= layout.shards.0 {
             let (device, slot) = layout.places.get(usize::from(cell)).copied().unwrap_or_default();
             return Err(aegisfs_pool::PoolError::Absent { device, slot }.into());
         }

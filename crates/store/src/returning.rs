@@ -176,6 +176,9 @@ impl Store {
         let pace = |_, _| if goes_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
         // One that is gone meanwhile needs nothing; whether it was told to stop is asked next.
         let found = self.compare_cells(id, &segment, &|place| place.0 == device, true, &pace)?;
+        if found.is_some_and(|found| found.stranded > 0) {
+            self.move_segment(id, &mut Cleaned::default())?;
+        }
         Ok(found.unwrap_or_default().written)
     }
 

@@ -103,8 +103,8 @@ impl Row {
 /// A row that was written.
 pub(crate) struct WrittenRow {
     pub(crate) dependency: RowDependency,
-    /// Bytes of its cells of data.
-    pub(crate) data_bytes: u64,
+    /// Bytes of all its cells.
+    pub(crate) bytes: u64,
     pub(crate) chunks: Vec<(ChunkId, Descriptor)>,
 }
 
@@ -254,7 +254,7 @@ impl Store {
             let start = place.slot_offset + shape.payload_start() as u32;
             chunks.extend(directory.iter().map(|entry| (entry.chunk, describe(place, start, cell, entry))));
         }
-        Ok(WrittenRow { dependency, data_bytes: (total * cells.len()) as u64, chunks })
+        Ok(WrittenRow { dependency, bytes: (total * place.places.len()) as u64, chunks })
     }
 
     /// Makes the other cells of a row from those of data, and writes all of them.

@@ -8,7 +8,7 @@
 //! As the cleaner it keeps to a rate while others read or write.
 
 use crate::StoreError;
-use crate::clean::Intensity;
+use crate::clean::{Cleaned, Intensity};
 use crate::mend::Compared;
 use crate::store::Store;
 use crate::tables::Tables;
@@ -226,7 +226,7 @@ impl Store {
         let readable = |place| self.pool.readable(place);
         let pace = |bytes, took| pacer.pace(bytes, took);
         let found = self.compare_cells(id, segment, &readable, scrub.repairs, &pace)?;
-        let Some(Compared { cells, bytes, damaged, repaired, lost, .. }) = found else {
+        let Some(Compared { cells, bytes, damaged, repaired, lost, stranded, .. }) = found else {
             // It is begun again, if it is still there.
             return Ok(self.read_segment(id)?.is_none());
         };
@@ -236,6 +236,10 @@ impl Store {
         scrub.counts.damaged += damaged;
         scrub.counts.repaired += repaired;
         scrub.counts.lost += lost;
+        if stranded > 0 && scrub.repairs {
+            // There its rows are whole. Where there is no room for that, the next scrub tries again.
+            self.move_segment(id, &mut Cleaned::default())?;
+        }
         Ok(true)
     }
 }

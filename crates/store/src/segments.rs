@@ -224,9 +224,7 @@ impl Store {
 
     fn open_segment(&self, shape: Shape) -> Result<Open, StoreError> {
         let segment = SegmentId(self.ids.segments.take(self)?);
-        let (data, parity) = self.pool.shards_now();
-        let shards = (if shape == Shape::Wide { data } else { 1 }, parity);
-        let places = self.pool.open_segment(segment, shards)?;
+        let (shards, places) = self.pool.open_segment(segment, shape == Shape::Wide)?;
         let value = Segment {
             state: SegmentState::Open,
             shards,

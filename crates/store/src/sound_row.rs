@@ -132,9 +132,12 @@ pub(crate) enum CellAnswer {
 
 /// The cell that begins at an offset of a slot, if one does and all of it verifies.
 fn read_cell(pool: &Pool, place: Placement, offset: u32) -> Result<Option<(Cell, AlignedBuffer)>, PoolError> {
+    let Some(room) = pool.slot_bytes().checked_sub(u64::from(offset)) else { return Ok(None) };
+    if room < BLOCK_BYTES as u64 {
+        return Ok(None);
+    }
     let mut bytes = AlignedBuffer::zeroed(BLOCK_BYTES);
     pool.read_slot(place, u64::from(offset), &mut bytes)?;
-    let room = pool.slot_bytes() - u64::from(offset);
     let Some(total) = cell::peek_bytes(&bytes).ok().filter(|total| *total as u64 <= room) else {
         return Ok(None);
     };

@@ -114,7 +114,8 @@ pub(crate) fn keep_room_for_metadata(pool: &Pool) {
 /// Slots that users never get.
 fn withheld_slots(pool: &Pool, slots: u64) -> u64 {
     let least = WITHHELD_BYTES_MIN.div_ceil(pool.slot_bytes()).clamp(1, WITHHELD_SLOTS_MIN.max(slots / 32));
-    (slots / 100).max(least).max(WITHHELD_SLOTS_MIN.min(slots / 8)) * shards(pool)
+    let least = least.max(WITHHELD_SLOTS_MIN) * shards(pool);
+    (slots / 100).max(least.min(slots / 8))
 }
 
 fn shards(pool: &Pool) -> u64 {
@@ -142,9 +143,15 @@ impl Store {
         self.slot_data_bytes() * u64::from(self.pool.shards_now().0)
     }
 
-    /// Bytes of data that so many slots take, put to segments of the pool's redundancy.
+    /// Bytes of data that so many slots take, put to wide segments with the devices that take part now.
     pub(crate) fn slots_worth(&self, slots: u64) -> u64 {
-        slots * self.segment_data_bytes() / self.shards()
+        self.cells_worth(slots * self.slot_data_bytes())
+    }
+
+    /// The same for bytes of cells of any kind.
+    pub(crate) fn cells_worth(&self, bytes: u64) -> u64 {
+        let (data, parity) = self.pool.shards_now();
+        bytes * u64::from(data) / (u64::from(data) + u64::from(parity))
     }
 
     /// By how much data take more when there is too little of it for wide rows, in parts of what wide rows take.

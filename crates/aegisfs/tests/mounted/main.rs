@@ -8,6 +8,7 @@
 mod acls;
 mod bad_input;
 mod cleaning;
+mod coded;
 mod flags;
 mod idle_class;
 mod inspecting;

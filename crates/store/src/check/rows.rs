@@ -10,7 +10,7 @@ use aegisfs_base::{ChunkId, SegmentId, Tally};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
 use aegisfs_pool::Placement;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 /// Chunks that are looked at again at a time.
@@ -25,6 +25,8 @@ pub(super) struct Share {
     chunks: BTreeMap<u8, u64>,
     /// Rows up to the last one with such a chunk.
     rows: u32,
+    /// Those that have one.
+    living: BTreeSet<u32>,
 }
 
 impl Share {
@@ -33,6 +35,7 @@ impl Share {
         self.forsaken_bytes += descriptor.forsaken_bytes();
         *self.chunks.entry(descriptor.frame.cell).or_default() += 1;
         self.rows = self.rows.max(descriptor.frame.row.0.saturating_add(1));
+        self.living.insert(descriptor.frame.row.0);
     }
 }
 
@@ -66,7 +69,11 @@ impl Store {
                 match seen {
                     Seen::Shard(shard) => {
                         report.problems.extend(slot.problems(*id));
-                        slot = Slot { place: shard.place, ..Slot::default() };
+                        // Parity holds no chunks; what counts is whether the row has any.
+                        let is_parity = segment.shards.0 > 1 && shard.number >= segment.shards.0;
+                        let parity_of =
+                            (is_parity && self.pool.readable(shard.place)).then(|| share.living.clone());
+                        slot = Slot { place: shard.place, parity_of, ..Slot::default() };
                         if self.pool.readable(shard.place) {
                             slot.found.extend(shard.problem);
                         }
@@ -178,6 +185,8 @@ struct Slot {
     /// Where no cell begins: a row that was cut off, unless chunks are missing.
     gaps: Vec<String>,
     is_missing: bool,
+    /// Of a slot of parity, the rows with such chunks that were not found yet.
+    parity_of: Option<BTreeSet<u32>>,
 }
 
 impl Slot {
@@ -185,6 +194,9 @@ impl Slot {
     fn note(&mut self, cell: &CellSeen, sound: &mut Tally) -> u64 {
         let used = cell.chunks.iter().filter(|chunk| chunk.references > 0);
         let mut matters = used.clone().next().is_some();
+        if let Some(rows) = &mut self.parity_of {
+            matters = rows.remove(&cell.row.0);
+        }
         for chunk in used {
             match &chunk.problem {
                 None => sound.add_one(chunk.entry.chunk.0),
@@ -200,7 +212,15 @@ impl Slot {
 
     fn problems(&mut self, segment: SegmentId) -> Vec<Problem> {
         let mut found = std::mem::take(&mut self.found);
-        if self.is_missing {
+        let lost = self.parity_of.take().unwrap_or_default();
+        if !lost.is_empty() {
+            found.push(format!(
+                "{} rows have no parity here, the first is row {}",
+                lost.len(),
+                lost.first().unwrap_or(&0)
+            ));
+        }
+        if self.is_missing || !lost.is_empty() {
             found.append(&mut self.gaps);
         }
         let device = self.place.0.0;

@@ -242,3 +242,96 @@ fn cleaning_turns_copies_into_code() {
     assert_holds(&store, &contents);
     assert!(store.capacity().1 * 101 >= before * 100, "{} of {before} are free", store.capacity().1);
 }
+
+/// With devices missing new rows have fewer cells of data. That is no reason to clean them: there is nothing to be had.
+#[test]
+fn a_cleaner_comes_to_rest_with_devices_missing() {
+    let rng = SeededRng::new(86);
+    for (redundancy, missing) in
+        [(FOUR_AND_TWO, &[0, 3][..]), (Redundancy { shards_data: 2, shards_parity: 1 }, &[1])]
+    {
+        let count = usize::from(redundancy.shards_data + redundancy.shards_parity);
+        let devices = format(&vec![64; count], redundancy, &rng);
+        drop(mount(&devices, &rng));
+        let store = mount(&without(&devices, missing), &rng);
+        let mut contents = fill(&store, 10, &rng);
+        contents.extend(fill(&store, 30, &rng));
+        store.close().unwrap();
+        drop(store);
+        let store = mount(&without(&devices, missing), &rng);
+        // What is too little for a wide row is brought together, and then it is good.
+        for _ in 0..4 {
+            store.clean(u64::MAX).unwrap();
+        }
+        let (candidates, dead) = store.cleaning_candidates().unwrap();
+        let done = store.clean(u64::MAX).unwrap();
+        assert_eq!(
+            (candidates.len(), dead, done.segments),
+            (0, 0, 0),
+            "{redundancy:?}: {candidates:?} {done:?}"
+        );
+        assert_holds(&store, &contents);
+    }
+}
+
+/// What is bad in more cells than the code carries, though not at the same place of them, is read, and stored anew.
+#[test]
+fn a_scrub_mends_what_is_bad_here_and_there_in_many_cells() {
+    let rng = SeededRng::new(87);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    let contents = fill(&store, 10, &rng);
+    store.close().unwrap();
+    // Data alone: with bad blocks in each of its three copies metadata could not be whole.
+    let mut slots = Vec::new();
+    let mut note = |_, segment: aegisfs_format::value::Segment| {
+        if segment.shards.0 == 4 {
+            slots.extend(segment.placements[..3].to_vec());
+        }
+        ControlFlow::Continue(())
+    };
+    store.each_segment(&mut note).unwrap();
+    drop(store);
+    let store = mount(&devices, &rng);
+    let mut block = AlignedBuffer::zeroed(4096);
+    for (n, slot) in slots.iter().enumerate() {
+        rng.fill(&mut block);
+        store.pool().write_slot(*slot, 4096 * (40 + 60 * (n as u64 % 3)), &block).unwrap();
+    }
+    let scrub = || {
+        assert!(store.start_scrub(true).unwrap());
+        store.scrub(&|| true).unwrap();
+        store.scrub_status().unwrap().unwrap().counts
+    };
+    let first = scrub();
+    assert_eq!(first.lost, 0, "{first:?}");
+    store.checkpoint().unwrap();
+    let second = scrub();
+    assert_eq!((second.damaged, second.lost), (0, 0), "{second:?}");
+    assert_holds(&store, &contents);
+}
+
+#[test]
+fn a_check_names_rotten_parity() {
+    let rng = SeededRng::new(88);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    let contents = fill(&store, 10, &rng);
+    let mut parity = Vec::new();
+    let mut note = |_, segment: aegisfs_format::value::Segment| {
+        if segment.shards.0 == 4 {
+            parity.push(segment.placements[5]);
+        }
+        ControlFlow::Continue(())
+    };
+    store.each_segment(&mut note).unwrap();
+    for (offset, what) in [(4096 + 8192, "payload"), (4096, "header")] {
+        let mut block = AlignedBuffer::zeroed(4096);
+        rng.fill(&mut block);
+        store.pool().write_slot(parity[0], offset, &block).unwrap();
+        let problems = store.check(true).unwrap().problems;
+        let names = |problem: &aegisfs_store::Problem| matches!(problem, aegisfs_store::Problem::DamagedRow { device, .. } if *device == parity[0].0.0);
+        assert!(problems.iter().any(names), "{what}: {problems:?}");
+    }
+    assert!(contents.iter().all(|(id, data)| read(&store, *id) == *data));
+}

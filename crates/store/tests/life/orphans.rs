@@ -65,9 +65,9 @@ fn plant(store: &Store, rng: &dyn Rng) -> ChunkId {
     let (chunk, descriptor) = last.unwrap();
     write(store, InodeId(20), b"").unwrap();
 
-    store.pool().open_segment(SegmentId(1 << 40), store.pool().shards_now()).unwrap();
+    store.pool().open_segment(SegmentId(1 << 40), true).unwrap();
     for (id, state) in [(2 << 40, SegmentState::Open), (3 << 40, SegmentState::Sealed)] {
-        let places = store.pool().open_segment(SegmentId(id), store.pool().shards_now()).unwrap();
+        let places = store.pool().open_segment(SegmentId(id), true).unwrap().1;
         put(store, Table::Segments, &key::segment(SegmentId(id)), segment(state, places));
     }
     write(store, InodeId(21), &noise(rng, 3 << 20)).unwrap();
@@ -166,7 +166,7 @@ fn a_look_that_is_told_to_stop_changes_nothing() {
         };
         store.commit(HEAD, (0..1000).map(one).collect(), Vec::new()).unwrap();
     }
-    let places = store.pool().open_segment(SegmentId(1 << 40), store.pool().shards_now()).unwrap();
+    let places = store.pool().open_segment(SegmentId(1 << 40), true).unwrap().1;
     assert_eq!(kinds(&store), [OrphanKind::Slot]);
     clock.advance(2 * DAY);
     let mut upkeep = Upkeep::new(&store, UpkeepOptions { orphans_every: DAY, ..UpkeepOptions::default() });
@@ -183,7 +183,7 @@ fn an_orphan_that_was_gone_for_a_while_is_young_again() {
     let rng = SeededRng::new(42);
     let device = format(256 << 20, &rng);
     let (store, clock) = mount(&device, &rng);
-    let places = store.pool().open_segment(SegmentId(1 << 40), store.pool().shards_now()).unwrap();
+    let places = store.pool().open_segment(SegmentId(1 << 40), true).unwrap().1;
     assert_eq!(kinds(&store), [OrphanKind::Slot]);
     clock.advance(2 * DAY);
     store.pool().abandon(&places);
