@@ -94,6 +94,11 @@ impl Database {
         }
     }
 
+    /// Which of the pool's databases it is.
+    pub const fn number(&self) -> u8 {
+        self.number
+    }
+
     /// Pages healed from another copy since the database was opened.
     pub fn healed(&self) -> u64 {
         self.healed.load(Ordering::Relaxed)

@@ -268,6 +268,11 @@ impl Dedup {
         }
     }
 
+    /// Has the index made anew from the chunks' descriptors, since pages of it are bad.
+    pub(crate) fn make_anew(&self) {
+        self.note_lost(&StoreError::Inconsistent { what: "pages of the dedup index are bad".into() });
+    }
+
     fn note_lost(&self, error: &StoreError) {
         if !self.lost.swap(true, Ordering::AcqRel) {
             tracing::warn!(%error, "the dedup index cannot be read; what it would find is stored again");

@@ -4,7 +4,7 @@
 //! is gone by then: its slots may be another's.
 
 use crate::StoreError;
-use crate::sound_row::SoundRow;
+use crate::sound_row::{SoundRow, next_row};
 use crate::store::Store;
 use aegisfs_base::SegmentId;
 use aegisfs_base::limits::BLOCK_BYTES;
@@ -63,7 +63,7 @@ impl Store {
             let Some(row) = SoundRow::read(&self.pool, id, segment, offset) else {
                 // A row that was cut off, or damage in too many cells; rows behind it are whole all the same.
                 gap = gap.or(Some(offset));
-                offset += BLOCK_BYTES as u32;
+                offset = next_row(&self.pool, id, segment, offset + BLOCK_BYTES as u32).unwrap_or(end);
                 continue;
             };
             gaps.extend(gap.take().map(|start| start..offset));

@@ -4,7 +4,7 @@
 //! bytes leave here.
 
 use crate::StoreError;
-use crate::sound_row::SoundRow;
+use crate::sound_row::{HEADERS_WINDOW_BYTES, SoundRow, headers_in};
 use crate::store::{Counters, Store};
 use crate::tables::Tables;
 use aegisfs_base::limits::{BLOCK_BYTES, CELL_BYTES_MAX};
@@ -12,7 +12,6 @@ use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{ChunkId, SegmentId};
 use aegisfs_chunk::{ChunkHash, Codec, decompress};
 use aegisfs_device::AlignedBuffer;
-use aegisfs_format::cell;
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
@@ -25,8 +24,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes in which a row's header is looked for at a time; cells are seldom larger.
-const HEADERS_WINDOW_BYTES: u32 = 1 << 20;
 /// Rows that are tried where bytes of other rows look like headers.
 const ROWS_TRIED_MAX: usize = 16;
 /// Choices of other cells from which a lost one is made before whole cells are read.
@@ -469,21 +466,11 @@ impl Store {
         while end > lowest && found.is_empty() {
             let start = end.saturating_sub(HEADERS_WINDOW_BYTES).max(lowest);
             for slot in &segment.placements {
-                let mut bytes = AlignedBuffer::zeroed((end - start) as usize);
-                if self.pool.read_slot(*slot, u64::from(start), &mut bytes).is_err() {
-                    continue;
-                }
-                found.extend(
-                    (start..end).step_by(BLOCK_BYTES).zip(bytes.chunks_exact(BLOCK_BYTES)).filter_map(
-                        |(offset, block)| {
-                            let covers =
-                                |total| u64::from(offset) + total as u64 > u64::from(place.slot_offset);
-                            let begins = cell::peek_bytes(block).is_ok_and(covers)
-                                && cell::names_place(block, place.segment, offset);
-                            begins.then_some(offset)
-                        },
-                    ),
-                );
+                let headers = headers_in(&self.pool, *slot, place.segment, start, end - start);
+                let covers = |header: &&(u32, usize)| {
+                    u64::from(header.0) + header.1 as u64 > u64::from(place.slot_offset)
+                };
+                found.extend(headers.iter().filter(covers).map(|(offset, _)| *offset));
             }
             end = start;
         }

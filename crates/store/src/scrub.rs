@@ -9,6 +9,7 @@
 
 use crate::StoreError;
 use crate::clean::{Cleaned, Intensity};
+use crate::create::DEDUP;
 use crate::mend::Compared;
 use crate::store::Store;
 use crate::tables::Tables;
@@ -157,7 +158,17 @@ impl Store {
             for piece in 0..database.pieces() {
                 let begun = Instant::now();
                 let found = database.scrub_piece(piece, scrub.repairs)?;
-                let Scrubbed { pages, bytes, damaged, repaired, lost } = found;
+                let Scrubbed { pages, bytes, damaged, mut repaired, mut lost } = found;
+                if lost > 0 && database.number() == DEDUP {
+                    // It is derived: nobody lacks anything, and it is made anew.
+                    lost = 0;
+                    if scrub.repairs {
+                        self.dedup.make_anew();
+                        self.dedup.load_step(&self.view())?;
+                        self.wake_service();
+                        repaired = damaged;
+                    }
+                }
                 scrub.counts.pages += pages;
                 scrub.counts.bytes += bytes;
                 scrub.counts.damaged += damaged;

@@ -14,6 +14,9 @@ use std::borrow::Cow;
 /// Where the bytes begin that parity is made of.
 const CODED_FROM: usize = cell::payload_start(0);
 
+/// Bytes in which rows' headers are looked for at a time; cells are seldom larger.
+pub(crate) const HEADERS_WINDOW_BYTES: u32 = 1 << 20;
+
 /// A row of which enough cells are sound.
 pub(crate) struct SoundRow {
     /// Where its cells are in their slots, and who wrote them; `cell` is any of them.
@@ -158,4 +161,38 @@ fn belongs(
     (place.segment, place.slot_offset, place.cell) == (id, offset, number)
         && place.shards == segment.shards
         && sum.is_none_or(|sum| cell.row.sum == sum)
+}
+
+/// Where the next row of a segment may begin, as a header on any of its devices tells.
+pub(crate) fn next_row(pool: &Pool, id: SegmentId, segment: &Segment, from: u32) -> Option<u32> {
+    let end = pool.slot_bytes() as u32;
+    let mut start = from;
+    while start < end {
+        let length = HEADERS_WINDOW_BYTES.min(end - start);
+        let begins = |place: &Placement| Some(headers_in(pool, *place, id, start, length).first()?.0);
+        if let Some(next) = segment.placements.iter().filter_map(begins).min() {
+            return Some(next);
+        }
+        start += length;
+    }
+    None
+}
+
+/// Where in a span of a slot something begins that looks like a header of a segment's row, and its cell's bytes.
+pub(crate) fn headers_in(
+    pool: &Pool,
+    place: Placement,
+    id: SegmentId,
+    start: u32,
+    length: u32,
+) -> Vec<(u32, usize)> {
+    let mut bytes = AlignedBuffer::zeroed(length as usize);
+    if pool.read_slot(place, u64::from(start), &mut bytes).is_err() {
+        return Vec::new();
+    }
+    let blocks = (start..start + length).step_by(BLOCK_BYTES).zip(bytes.chunks_exact(BLOCK_BYTES));
+    blocks
+        .filter(|(offset, block)| cell::names_place(block, id, *offset))
+        .filter_map(|(offset, block)| Some((offset, cell::peek_bytes(block).ok()?)))
+        .collect()
 }

@@ -205,3 +205,32 @@ fn a_scrub_beside_others_finds_nothing_wrong() {
     });
     assert_eq!(store.check(true).unwrap().problems, []);
 }
+
+/// The dedup index has one copy, and is made anew from the chunks' descriptors.
+#[test]
+fn a_rotten_index_is_made_anew_and_nothing_is_lost() {
+    let rng = SeededRng::new(64);
+    let devices = format(2, &rng);
+    let store = mount(&devices, &rng);
+    let contents = fill(&store, &rng);
+    store.close().unwrap();
+    drop(store);
+    let store = mount(&devices, &rng);
+    let mapped = store.pool().mapped_slots();
+    let index = mapped.iter().find(|entry| entry.owner == aegisfs_format::map::MapOwner::Database(1));
+    let place = index.map(|entry| (entry.device, entry.slot)).expect("there is an index");
+    let mut rotten = AlignedBuffer::zeroed(1 << 20);
+    rng.fill(&mut rotten);
+    // Behind the checksum blocks and page 0.
+    store.pool().write_slot(place, 1 << 20, &rotten).unwrap();
+    store.pool().write_slot(place, 64 << 10, &rotten).unwrap();
+    let first = scrub(&store, true);
+    assert!(first.counts.damaged > 0 && first.counts.damaged == first.counts.repaired, "{first:?}");
+    assert_eq!(first.counts.lost, 0);
+    let second = scrub(&store, true);
+    assert_eq!((second.counts.damaged, second.counts.lost), (0, 0), "{second:?}");
+    for (id, data) in (10..).zip(&contents) {
+        assert!(read(&store, InodeId(id)) == *data, "inode {id} reads wrong");
+    }
+    assert_eq!(store.check(true).unwrap().problems, []);
+}
