@@ -143,7 +143,7 @@ pub fn cell() -> Samples {
     alone[shape.payload()].copy_from_slice(&payload);
     // The same as one of two, and a cell of parity.
     let (mut one_of_two, mut parity) = (alone.clone(), alone.clone());
-    let sum = cell::row_sum(&[(&chunks, &payload)]);
+    let sum = cell::row_sum([(shape, &alone[..])].into_iter());
     let row = |shapes: &[CellShape]| RowHead {
         cell_bytes: shape.cell_bytes() as u32,
         sum,

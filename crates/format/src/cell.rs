@@ -218,24 +218,12 @@ pub const fn payload_start(chunks: usize) -> usize {
     HEADER_BYTES + chunks * ENTRY_BYTES
 }
 
-/// A row's checksum, from the payloads and directories of its data cells.
-pub fn row_sum(cells: &[(&[CellChunk], &[u8])]) -> Sum128 {
-    let sums = cells.iter().map(|(chunks, payload)| (sum128(&encode_directory(chunks)), sum128(payload)));
-    sum_of_sums(sums)
-}
-
-/// The same from whole data cells; their headers are not looked at.
-pub fn row_sum_of_cells<'c>(cells: impl Iterator<Item = (CellShape, &'c [u8])>) -> Sum128 {
-    sum_of_sums(cells.map(|(shape, bytes)| {
-        (sum128(&bytes[HEADER_BYTES..shape.payload_start()]), sum128(&bytes[shape.payload()]))
-    }))
-}
-
-fn sum_of_sums(cells: impl Iterator<Item = (Sum128, Sum128)>) -> Sum128 {
+/// A row's checksum, from its whole data cells; their headers are not looked at.
+pub fn row_sum<'c>(cells: impl Iterator<Item = (CellShape, &'c [u8])>) -> Sum128 {
     let mut sums = Vec::new();
-    for (directory, payload) in cells {
-        sums.extend_from_slice(&directory);
-        sums.extend_from_slice(&payload);
+    for (shape, bytes) in cells {
+        sums.extend_from_slice(&sum128(&bytes[HEADER_BYTES..shape.payload_start()]));
+        sums.extend_from_slice(&sum128(&bytes[shape.payload()]));
     }
     sum128(&sums)
 }
@@ -490,15 +478,17 @@ mod tests {
             key_domain: 0,
         }];
         let shape = CellShape { chunks: 1, payload_bytes: 5000 };
-        let sum = row_sum(&[(&chunks, &payload)]);
-        let row = RowHead { cell_bytes: shape.cell_bytes() as u32, sum, shapes: vec![shape] };
         let mut bytes = vec![0; shape.cell_bytes()];
         put_directory(&mut bytes, &chunks);
         bytes[shape.payload()].copy_from_slice(&payload);
+        let sum = row_sum([(shape, &bytes[..])].into_iter());
+        let row = RowHead { cell_bytes: shape.cell_bytes() as u32, sum, shapes: vec![shape] };
         put_header(&mut bytes, &place, &row);
         let cell = Cell::decode(&bytes).unwrap();
         assert_eq!((cell.place, cell.chunks.as_slice(), &cell.row), (place, &chunks[..], &row));
-        assert_eq!(row_sum_of_cells([(shape, &bytes[..])].into_iter()), sum);
+        // Directory and payload by themselves, as the page on the format has it.
+        let parts = [sum128(&encode_directory(&chunks)), sum128(&payload)].concat();
+        assert_eq!(sum128(&parts), sum);
         bytes
     }
 

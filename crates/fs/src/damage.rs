@@ -50,7 +50,10 @@ impl Fs {
     /// # Errors
     /// When the metadata cannot be read.
     pub fn lost_parts(&self) -> Result<Vec<LostPart>, FsError> {
-        let lost = self.store.lost_chunks()?;
+        self.parts_of(&self.store.lost_chunks()?)
+    }
+
+    fn parts_of(&self, lost: &[LostChunk]) -> Result<Vec<LostPart>, FsError> {
         if lost.is_empty() {
             return Ok(Vec::new());
         }
@@ -118,8 +121,8 @@ impl Fs {
     /// When the path cannot be read, or nothing can be written.
     pub fn heal_from(&self, path: &Path) -> io::Result<Healed> {
         self.store.check_writable().map_err(io::Error::other)?;
-        let parts = self.lost_parts().map_err(io::Error::other)?;
         let lost = self.store.lost_chunks().map_err(io::Error::other)?;
+        let parts = self.parts_of(&lost).map_err(io::Error::other)?;
         let mut search = Search {
             fs: self,
             by_hash: HashMap::new(),

@@ -30,6 +30,11 @@ const PARITY_BY_ITSELF: u8 = 2;
 const DATA_BY_ITSELF_MAX: u8 = 8;
 
 impl Redundancy {
+    /// Shards of both kinds.
+    pub fn shards(self) -> usize {
+        usize::from(self.shards_data) + usize::from(self.shards_parity)
+    }
+
     /// What a pool of so many devices has unless somebody says otherwise: one device none, two or three two copies, and from
     /// four on any two may be lost.
     pub fn for_devices(count: usize) -> Self {
@@ -206,7 +211,7 @@ fn check(devices: &[Arc<dyn Device>], options: &CreateOptions) -> Result<Redunda
              {shards_data}+{shards_parity}"
         ));
     }
-    let members = usize::from(shards_data) + usize::from(shards_parity);
+    let members = redundancy.shards();
     if members > devices.len() {
         let what = if shards_data == 1 { "copies" } else { "shards" };
         return impossible(format!(

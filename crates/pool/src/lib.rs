@@ -24,6 +24,7 @@ mod returning;
 mod shard;
 mod slots;
 mod superblocks;
+mod together;
 mod trim;
 mod unowned;
 
@@ -36,4 +37,5 @@ pub use open::{OpenOptions, Opening};
 pub use pool::{MemberState, Pool, Redundancy};
 pub use read_back::ReadBack;
 pub use slots::{Placement, Space, UnownedSlot};
+pub use together::together;
 pub use trim::{DeviceTrim, TrimPass, Trimmed};

@@ -4,6 +4,7 @@ use crate::PoolError;
 use crate::member::Member;
 use crate::slots::{Placement, SlotTable, Space};
 use crate::superblocks;
+use crate::together::together;
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{DeviceIndex, Incarnation, SlotIndex, Uuid};
 use aegisfs_format::layout::SUPERBLOCK_BYTES;
@@ -150,8 +151,12 @@ impl Pool {
 
     /// Room in the pool.
     pub fn space(&self) -> Space {
-        let members = usize::from(self.redundancy.shards_data + self.redundancy.shards_parity);
-        self.slots.lock().space(members)
+        self.slots.lock().space(self.redundancy.shards())
+    }
+
+    /// How many segments of the pool's redundancy could be placed if there were none yet, with all devices there.
+    pub fn segments_total(&self) -> u64 {
+        self.slots.lock().segments_total(self.redundancy.shards())
     }
 
     /// Data and parity shards of a new wide segment, with the devices that take part now.
@@ -424,23 +429,12 @@ impl Pool {
         let dirty: Vec<usize> = (0..self.members.len())
             .filter(|n| self.members[*n].as_ref().is_some_and(|m| m.takes_writes() && m.needs_flush()))
             .collect();
-        let flush_one = |index: usize| -> Result<(), PoolError> {
-            let device = DeviceIndex(index as u16);
+        together(&dirty, |index| {
+            let device = DeviceIndex(*index as u16);
             match self.member(device)?.flush() {
                 Ok(()) => Ok(()),
                 Err(error) => self.expel(device, error),
             }
-        };
-        if let [only] = dirty[..] {
-            return flush_one(only);
-        }
-        std::thread::scope(|scope| {
-            let waiting: Vec<_> =
-                dirty.iter().skip(1).map(|index| scope.spawn(move || flush_one(*index))).collect();
-            let first = dirty.first().map_or(Ok(()), |index| flush_one(*index));
-            waiting
-                .into_iter()
-                .fold(first, |so_far, thread| so_far.and(thread.join().expect("a flush does not panic")))
         })
     }
 }

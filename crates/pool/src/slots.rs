@@ -146,8 +146,6 @@ pub struct Space {
     pub freeing: u64,
     /// Segments of the default geometry that can still be placed, without the slots kept for metadata.
     pub segments_placeable: u64,
-    /// How many could be if there were none yet, with all devices there.
-    pub segments_total: u64,
 }
 
 /// The state of every slot.
@@ -397,17 +395,21 @@ impl SlotTable {
         free.max(usable().map(|slots| u64::from(slots.kept_full)).sum())
     }
 
-    /// What room there is for segments of so many members.
-    pub(crate) fn space(&self, members: usize) -> Space {
-        let usable = || self.devices.iter().filter(|d| d.usable);
-        let placeable: Vec<u64> = usable().map(|d| u64::from(d.placeable())).collect();
+    /// How many segments of so many members could be placed if there were none yet, with all devices there.
+    pub(crate) fn segments_total(&self, members: usize) -> u64 {
         let for_segments = |d: &DeviceSlots| {
             (d.states.len() as u64)
                 .saturating_sub(u64::from(d.count(SlotState::Mapped)))
                 .saturating_sub(u64::from(d.kept_full))
         };
         let all: Vec<u64> = self.devices.iter().map(for_segments).collect();
-        let segments_total = segments_placeable(&all, members as u64);
+        segments_placeable(&all, members as u64)
+    }
+
+    /// What room there is for segments of so many members.
+    pub(crate) fn space(&self, members: usize) -> Space {
+        let usable = || self.devices.iter().filter(|d| d.usable);
+        let placeable: Vec<u64> = usable().map(|d| u64::from(d.placeable())).collect();
         // With members missing, segments have fewer shards rather than no place.
         let members = members.min(placeable.len()).max(1);
         Space {
@@ -418,7 +420,6 @@ impl SlotTable {
             left: usable().map(|d| u64::from(d.count(SlotState::Left))).sum(),
             freeing: self.devices.iter().map(|d| u64::from(d.count(SlotState::Freeing))).sum(),
             segments_placeable: segments_placeable(&placeable, members as u64),
-            segments_total,
         }
     }
 }

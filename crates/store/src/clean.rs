@@ -198,6 +198,7 @@ impl Store {
         // Those that are not found any more.
         let mut gone = kept.clone();
         let no_more_chunks = self.pool.space().lent > 0;
+        let slot_bytes = self.pool.slot_bytes();
         self.view().scan(Table::Segments, &[], None, &mut |key, stored| {
             let (Some(id), Ok(mut segment)) = (key.first_chunk::<8>(), Segment::decode(stored)) else {
                 problem = Some(StoreError::Inconsistent { what: "a segment cannot be read".into() });
@@ -209,7 +210,7 @@ impl Store {
                 segment.forsaken_bytes = 0;
             }
             let room = self.room_of(&segment);
-            let dead_bytes = self.dead_bytes(&segment);
+            let dead_bytes = dead_bytes(room, slot_bytes, &segment);
             let is_worth_it = segment.state == SegmentState::Sealed && dead_bytes > room / DEAD_PART_MIN;
             if is_worth_it && !stuck.contains(&segment_id) {
                 dead += dead_bytes;
@@ -363,8 +364,9 @@ impl Store {
             return Ok(ControlFlow::Continue(()));
         }
         if segment.forsaken_bytes > 0 {
-            let certain = self.dead_bytes(&Segment { forsaken_bytes: 0, ..segment.clone() });
-            if certain <= self.room_of(&segment) / DEAD_PART_MIN {
+            let room = self.room_of(&segment);
+            let certain = Segment { forsaken_bytes: 0, ..segment.clone() };
+            if dead_bytes(room, self.pool.slot_bytes(), &certain) <= room / DEAD_PART_MIN {
                 return Ok(ControlFlow::Continue(()));
             }
         }
@@ -400,11 +402,6 @@ impl Store {
     fn room_of(&self, segment: &Segment) -> u64 {
         let there = segment.placements.iter().filter(|place| self.pool.readable(**place));
         self.slots_worth(there.count() as u64)
-    }
-
-    /// What moving the living parts of a segment gives back of its slots, as far as can be told.
-    fn dead_bytes(&self, segment: &Segment) -> u64 {
-        dead_bytes(self.room_of(segment), self.pool.slot_bytes(), segment)
     }
 
     fn count_cleaned(&self, bytes: u64, done: &mut Cleaned) {

@@ -70,8 +70,13 @@ pub struct LostChunk {
 impl LostChunk {
     /// Whether these are its bytes.
     pub fn is(&self, bytes: &[u8]) -> bool {
-        bytes.len() == self.bytes as usize && ChunkHash::of(bytes).0 == self.hash
+        are_bytes(bytes, self.bytes, &self.hash)
     }
+}
+
+/// Whether bytes are as many as these, with this hash.
+fn are_bytes(bytes: &[u8], length: u32, hash: &[u8; 32]) -> bool {
+    bytes.len() == length as usize && ChunkHash::of(bytes).0 == *hash
 }
 
 fn damage_key(chunk: ChunkId) -> Vec<u8> {
@@ -95,28 +100,21 @@ impl Store {
         !chunks.is_empty() && chunks.contains(&chunk)
     }
 
-    /// Takes chunks on record. Whatever keeps it from being written down: whoever reads is told all the same.
-    pub(crate) fn record_damage(&self, found: &[(ChunkId, FramePlace)]) {
-        if self.check_writable().is_err() {
-            return;
-        }
-        let mut ops = Vec::new();
+    /// Takes a chunk on record. Whatever keeps it from being written down: whoever reads is told all the same.
+    pub(crate) fn record_damage(&self, chunk: ChunkId, place: &FramePlace) {
         {
             let mut chunks = self.damage.chunks.lock();
-            for (chunk, place) in found {
-                if chunks.len() < RECORDED_MAX && chunks.insert(*chunk) {
-                    let device = self.device_of(place);
-                    let FramePlace { segment, slot_offset, cell, .. } = *place;
-                    let damage = Damage { found: self.clock.now(), segment, slot_offset, cell, device };
-                    let (table, key) = (Table::Config, damage_key(*chunk));
-                    ops.push(Op::Put { table, key, value: damage.encode() });
-                }
+            let is_new = chunks.len() < RECORDED_MAX && self.check_writable().is_ok() && chunks.insert(chunk);
+            if !is_new {
+                return;
             }
         }
-        for ops in ops.chunks(DROPPED_PER_CHANGE) {
-            if let Err(error) = self.commit(BranchId(0), ops.to_vec(), Vec::new()) {
-                tracing::warn!(%error, "damage could not be put on record");
-            }
+        let FramePlace { segment, slot_offset, cell, .. } = *place;
+        let damage =
+            Damage { found: self.clock.now(), segment, slot_offset, cell, device: self.device_of(place) };
+        let put = Op::Put { table: Table::Config, key: damage_key(chunk), value: damage.encode() };
+        if let Err(error) = self.commit(BranchId(0), vec![put], Vec::new()) {
+            tracing::warn!(%error, "damage could not be put on record");
         }
     }
 
@@ -178,14 +176,15 @@ impl Store {
             if is_tombstone(stored) {
                 return ControlFlow::Continue(());
             }
-            let references = match (key::stem_inode(stem), key::extents_window(stem), decode_window(stored)) {
-                (Ok(inode), Ok(window), Ok(references)) => (inode, window, references),
-                _ => {
-                    problem = Some(StoreError::Inconsistent { what: "an extents window is bad".into() });
+            let found_here = decode_window(stored)
+                .and_then(|references| Ok((key::stem_inode(stem)?, key::extents_window(stem)?, references)));
+            let (inode, window, references) = match found_here {
+                Ok(found_here) => found_here,
+                Err(error) => {
+                    problem = Some(error.into());
                     return ControlFlow::Break(());
                 }
             };
-            let (inode, window, references) = references;
             let start = window * aegisfs_base::limits::WINDOW_BYTES;
             for reference in references.iter().filter(|reference| chunks.contains(&reference.chunk)) {
                 found.insert(LostRange {
@@ -213,7 +212,7 @@ impl Store {
                 Err(StoreError::StaleChunk { .. }) => continue,
                 descriptor => descriptor?,
             };
-            if bytes.len() != descriptor.plain_bytes as usize || ChunkHash::of(bytes).0 != descriptor.hash {
+            if !are_bytes(bytes, descriptor.plain_bytes, &descriptor.hash) {
                 continue;
             }
             let new = NewChunk { chunk: *chunk, hash: descriptor.hash, data: Cow::Borrowed(&bytes[..]) };

@@ -256,7 +256,7 @@ impl Store {
                     let now = self.descriptor(chunk)?;
                     if now.frame == descriptor.frame || removed(Edge::MovedIsNotDamage) {
                         if matches!(error, StoreError::Damaged { .. }) {
-                            self.record_damage(&[(chunk, now.frame)]);
+                            self.record_damage(chunk, &now.frame);
                         }
                         return Err(error);
                     }
@@ -376,6 +376,10 @@ impl Store {
             }
             Ok((plain, stored))
         };
+        let span = self.decode_span(layout, place.cell, place.slot_offset, place.stored_bytes);
+        if let Ok(found) = span.map_err(|error| error.to_string()).and_then(verified) {
+            return Ok(Some(found));
+        }
         let others = self.read_others(layout, place.cell, place.slot_offset, place.stored_bytes, true);
         let needed = usize::from(layout.shards.0);
         // First those by which each of them is left out once.

@@ -10,7 +10,7 @@ use aegisfs_device::AlignedBuffer;
 use aegisfs_format::cell::{self, CellChunk, CellPlace, CellShape, RowHead};
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::log::RowDependency;
-use aegisfs_pool::{Erasure, Placement, PoolError};
+use aegisfs_pool::{Erasure, Placement, PoolError, together};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -236,7 +236,7 @@ impl Store {
             cell::put_directory(&mut buffer[number * total..], &directories[number]);
         }
         let data = buffer.chunks_exact(total);
-        let sum = cell::row_sum_of_cells(shapes.iter().copied().zip(data));
+        let sum = cell::row_sum(shapes.iter().copied().zip(data));
         let head = RowHead { cell_bytes: total as u32, sum, shapes };
         if let Err(error) = self.write_cells(place, &head, buffer) {
             self.row_done(place.segment)?;
@@ -311,17 +311,12 @@ impl Store {
     /// Writes to several slots, at the same time where that pays.
     fn write_together(&self, cells: &[(Placement, &[u8])], offset: u64) -> Result<(), PoolError> {
         let write = |(slot, bytes): &(Placement, &[u8])| self.pool.write_slot(*slot, offset, bytes);
-        let Some((first, others)) = cells.split_first() else { return Ok(()) };
-        if others.is_empty() || first.1.len() < TOGETHER_BYTES_MIN || !self.ingest.has_workers() {
-            return cells.iter().try_for_each(write);
+        let pays = cells.first().is_some_and(|(_, bytes)| bytes.len() >= TOGETHER_BYTES_MIN);
+        if pays && self.ingest.has_workers() {
+            together(cells, write)
+        } else {
+            cells.iter().try_for_each(write)
         }
-        std::thread::scope(|scope| {
-            let others: Vec<_> = others.iter().map(|cell| scope.spawn(move || write(cell))).collect();
-            let first = write(first);
-            others
-                .into_iter()
-                .fold(first, |so_far, thread| so_far.and(thread.join().expect("a write does not panic")))
-        })
     }
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct SoundRow {
     pub(crate) head: RowHead,
     /// Its sound cells, each with its number. No more than are needed were looked for.
     cells: Vec<(u8, AlignedBuffer)>,
+    /// Its other cells of data, made from those.
+    made: Vec<(u8, Vec<u8>)>,
 }
 
 impl SoundRow {
@@ -79,7 +81,12 @@ impl SoundRow {
         let (place, head) = enough?;
         let same = found.into_iter().filter(|(cell, _)| cell.place.row == place.row && cell.row == head);
         let cells = same.map(|(cell, bytes)| (cell.place.cell, bytes)).collect();
-        let row = Self { place, head, cells };
+        let mut row = Self { place, head, cells, made: Vec::new() };
+        for number in 0..place.shards.0 {
+            if let Cow::Owned(bytes) = row.right(number) {
+                row.made.push((number, bytes));
+            }
+        }
         row.is_sound().then_some(row)
     }
 
@@ -87,7 +94,7 @@ impl SoundRow {
     fn is_sound(&self) -> bool {
         let data: Vec<Cow<'_, [u8]>> = (0..self.place.shards.0).map(|number| self.right(number)).collect();
         let cells = data.iter().zip(&self.head.shapes).map(|(bytes, shape)| (*shape, &**bytes));
-        cell::row_sum_of_cells(cells) == self.head.sum
+        cell::row_sum(cells) == self.head.sum
     }
 
     /// Whether a cell was read, and is what it should be.
@@ -98,6 +105,9 @@ impl SoundRow {
     /// What a cell of the row should hold.
     pub(crate) fn right(&self, number: u8) -> Cow<'_, [u8]> {
         if let Some((_, bytes)) = self.cells.iter().find(|(there, _)| *there == number) {
+            return Cow::Borrowed(bytes);
+        }
+        if let Some((_, bytes)) = self.made.iter().find(|(there, _)| *there == number) {
             return Cow::Borrowed(bytes);
         }
         let (data, parity) = self.place.shards;

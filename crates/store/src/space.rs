@@ -119,8 +119,7 @@ fn withheld_slots(pool: &Pool, slots: u64) -> u64 {
 }
 
 fn shards(pool: &Pool) -> u64 {
-    let redundancy = pool.redundancy();
-    u64::from(redundancy.shards_data + redundancy.shards_parity)
+    pool.redundancy().shards() as u64
 }
 
 impl Store {
@@ -310,7 +309,7 @@ impl Store {
     /// Total and free bytes for users; cheap.
     pub fn capacity(&self) -> (u64, u64) {
         let space = self.pool.space();
-        let total_segments = space.segments_total.saturating_sub(self.kept_segments(space.slots));
+        let total_segments = self.pool.segments_total().saturating_sub(self.kept_segments(space.slots));
         let total = total_segments * self.segment_data_bytes();
         (total, self.free_bytes().min(total))
     }

@@ -68,10 +68,11 @@ impl Fs {
     /// tells without waiting for us, in a request that another thread may only just have taken up.
     pub(crate) fn attributes_settled(&self, node: &Node) -> Attributes {
         let may_be_closing = |state: &NodeState| state.cached_writers > 0 && state.inode.size == 0;
-        let begun = Instant::now();
+        let mut begun = None;
         loop {
             let state = node.state.read();
-            if !may_be_closing(&state) || begun.elapsed() >= CLOSING_MAX {
+            // The clock is not asked for the many who do not wait.
+            if !may_be_closing(&state) || begun.get_or_insert_with(Instant::now).elapsed() >= CLOSING_MAX {
                 return attributes(node.id, &state);
             }
             drop(state);

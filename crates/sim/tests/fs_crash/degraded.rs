@@ -2,6 +2,7 @@
 
 use crate::history::{History, Shape, mount, read_all};
 use crate::oracle::{Known, go_on, judge_mounted, sound};
+use crate::returning::without_some;
 use aegisfs_base::SeededRng;
 use aegisfs_base::sabotage::{Edge, without};
 use aegisfs_fs::ROOT;
@@ -74,12 +75,7 @@ fn lose_two(
 ) -> Result<(), String> {
     let known = Known::of(history, point);
     let rng = SeededRng::new(point.event);
-    let without = |lost: [usize; 2]| {
-        let all = world.devices();
-        let is_left = |n: &usize| !lost.contains(n);
-        (0..all.len()).filter(is_left).map(|n| all[n].clone()).collect::<Vec<_>>()
-    };
-    let fs = mount(without(lost), &rng, OpenOptions::default())?;
+    let fs = mount(without_some(world, &lost), &rng, OpenOptions::default())?;
     judge_mounted(history, &known, &fs)?;
     go_on(&fs)?;
     drop(fs);
@@ -88,7 +84,7 @@ fn lose_two(
     fs.store().bring_back(&|| true).map_err(|e| format!("they cannot be brought back: {e}"))?;
     drop(fs);
     let others = [(lost[0] + 2) % 6, (lost[0] + 3) % 6];
-    let fs = mount(without(others), &rng, OpenOptions::default())?;
+    let fs = mount(without_some(world, &others), &rng, OpenOptions::default())?;
     let after = fs.peek(ROOT, b"after").map_err(|e| e.to_string())?;
     if read_all(&fs, after.id).map_err(|e| e.to_string())? != vec![b'!'; 3000] {
         return Err("what was written without them reads wrong".into());

@@ -90,19 +90,31 @@ fn is_whole(fs: &Fs) -> bool {
 
 /// Both see what they should; and if the second one counts as a member, it does so alone.
 fn judge(world: &SimWorld, expected: &Seen, seed: u64) -> Result<(), String> {
+    judge_without(world, expected, seed, &[&[0], &[1]], ALONE)
+}
+
+/// All see what they should; and if everybody counts as a member, so do those that are left when some are gone.
+fn judge_without(
+    world: &SimWorld,
+    expected: &Seen,
+    seed: u64,
+    missing: &[&[usize]],
+    options: OpenOptions,
+) -> Result<(), String> {
     let rng = SeededRng::new(seed);
     let fs = mount(world.devices(), &rng, OpenOptions::default())?;
-    compare(&fs, expected).map_err(|e| format!("both: {e}"))?;
+    compare(&fs, expected).map_err(|e| format!("all: {e}"))?;
     let whole = is_whole(&fs);
     drop(fs);
     if !whole {
         bring_back(world, seed + 1)?;
     }
-    for left in [1, 0] {
-        // The other one is asked next, and must not be left behind by this.
-        let world = SimWorld::from_images((0..2).map(|n| world.device(n).image()).collect());
-        let fs = mount(vec![world.devices()[left].clone()], &rng, ALONE)?;
-        compare(&fs, expected).map_err(|e| format!("device {left} alone: {e}"))?;
+    for gone in missing {
+        // The others are asked next, and must not be left behind by this.
+        let count = world.devices().len();
+        let world = SimWorld::from_images((0..count).map(|n| world.device(n).image()).collect());
+        let fs = mount(without_some(&world, gone), &rng, options)?;
+        compare(&fs, expected).map_err(|e| format!("without {gone:?}: {e}"))?;
         go_on_elsewhere(&fs)?;
         sound(&fs)?;
     }
@@ -238,8 +250,8 @@ fn who_comes_back_fails_again() {
     judge(&world, &expected, 770).unwrap();
 }
 
-/// The devices of a world without two of them.
-fn without_two(world: &SimWorld, missing: [usize; 2]) -> Vec<Arc<dyn Device>> {
+/// The devices of a world without some of them.
+pub(crate) fn without_some(world: &SimWorld, missing: &[usize]) -> Vec<Arc<dyn Device>> {
     let all = world.devices();
     (0..all.len()).filter(|n| !missing.contains(n)).map(|n| Arc::clone(&all[n]) as Arc<dyn Device>).collect()
 }
@@ -250,7 +262,8 @@ const AWAY: [usize; 2] = [1, 4];
 fn two_left_behind(seed: u64) -> (SimWorld, Seen) {
     let history = History::run(&Shape { device_bytes: 32 << 20, ..crate::SIX_CODED }, seed);
     let world = SimWorld::from_images((0..6).map(|n| history.world.device(n).image()).collect());
-    let fs = mount(without_two(&world, AWAY), &SeededRng::new(seed), OpenOptions::default()).expect("enough");
+    let fs =
+        mount(without_some(&world, &AWAY), &SeededRng::new(seed), OpenOptions::default()).expect("enough");
     for n in 0..6 {
         put(&fs, format!("alone-{n}").as_bytes(), seed * 100 + n, [5000, 60_000, 700_000][n as usize % 3])
             .unwrap();
@@ -264,24 +277,9 @@ fn two_left_behind(seed: u64) -> (SimWorld, Seen) {
     (world, seen)
 }
 
-/// All see what they should, and once those two count as members any two others may go.
+/// Once those two count as members any two others may go.
 fn judge_two(world: &SimWorld, expected: &Seen, seed: u64) -> Result<(), String> {
-    let rng = SeededRng::new(seed);
-    let fs = mount(world.devices(), &rng, OpenOptions::default())?;
-    compare(&fs, expected).map_err(|e| format!("all: {e}"))?;
-    let whole = is_whole(&fs);
-    drop(fs);
-    if !whole {
-        bring_back(world, seed + 1)?;
-    }
-    for gone in [[0, 2], [3, 5], AWAY] {
-        let world = SimWorld::from_images((0..6).map(|n| world.device(n).image()).collect());
-        let fs = mount(without_two(&world, gone), &rng, OpenOptions::default())?;
-        compare(&fs, expected).map_err(|e| format!("without {gone:?}: {e}"))?;
-        go_on_elsewhere(&fs)?;
-        sound(&fs)?;
-    }
-    Ok(())
+    judge_without(world, expected, seed, &[&[0, 2], &[3, 5], &AWAY], OpenOptions::default())
 }
 
 #[test]

@@ -58,8 +58,8 @@ impl Store {
         for (done, (id, segment)) in (0..).zip(&segments) {
             progress(done, total);
             let Some(share) = shares.get(id) else { continue };
+            let layout = Layout { shards: segment.shards, places: segment.placements.clone() };
             for cell in 0..segment.shards.0 {
-                let layout = Layout { shards: segment.shards, places: segment.placements.clone() };
                 let readable = layout.copies(cell).iter().filter(|place| self.pool.readable(**place)).count();
                 copies.insert((*id, cell), readable as u32);
             }

@@ -322,7 +322,7 @@ impl Walk<'_> {
         let copies = cell.place.shards.0 == 1;
         let problem = if sum128(payload) != cell.payload_sum {
             Some("cell payload: checksum mismatch".to_owned())
-        } else if copies && cell::row_sum(&[(&cell.chunks, payload)]) != cell.row.sum {
+        } else if copies && cell::row_sum([(cell.row.shapes[0], bytes)].into_iter()) != cell.row.sum {
             Some("cell: its row's checksum does not match".to_owned())
         } else if cell.place.cell != self.number {
             Some(format!("cell: it is cell {} of its row", cell.place.cell))

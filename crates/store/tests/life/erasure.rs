@@ -1,5 +1,6 @@
 //! Pools with an erasure code: what may be missing or rotten, and what fits.
 
+use super::scrubbing::{rot, scrub};
 use super::{noise, options, read, write};
 use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
 use aegisfs_device::{AlignedBuffer, Device, MemoryDevice};
@@ -73,17 +74,6 @@ fn without(devices: &Devices, missing: &[usize]) -> Devices {
     (0..devices.len()).filter(is_there).map(|n| Arc::clone(&devices[n])).collect()
 }
 
-fn rot(device: &MemoryDevice, one_in: u64, rng: &dyn Rng) {
-    let header = aegisfs_format::layout::HEADER_AREA_BYTES;
-    for offset in (header..device.bytes() - header).step_by(4096) {
-        if rng.below(one_in) == 0 {
-            let mut block = AlignedBuffer::zeroed(4096);
-            rng.fill(&mut block);
-            device.write_at(offset, &block).unwrap();
-        }
-    }
-}
-
 #[test]
 fn any_two_of_six_may_be_missing() {
     let rng = SeededRng::new(81);
@@ -134,14 +124,9 @@ fn what_rotted_on_two_of_six_is_read_right_and_mended() {
     for (id, data) in &contents {
         assert!(read(&store, *id) == *data, "inode {id} reads wrong");
     }
-    let scrub = || {
-        assert!(store.start_scrub(true).unwrap());
-        store.scrub(&|| true).unwrap();
-        store.scrub_status().unwrap().unwrap().counts
-    };
-    let first = scrub();
+    let first = scrub(&store, true).counts;
     assert!(first.damaged > 10 && first.damaged == first.repaired && first.lost == 0, "{first:?}");
-    let second = scrub();
+    let second = scrub(&store, true).counts;
     assert_eq!((second.damaged, second.lost), (0, 0), "{second:?}");
     store.close().unwrap();
     drop(store);
@@ -298,15 +283,10 @@ fn a_scrub_mends_what_is_bad_here_and_there_in_many_cells() {
         rng.fill(&mut block);
         store.pool().write_slot(*slot, 4096 * (40 + 60 * (n as u64 % 3)), &block).unwrap();
     }
-    let scrub = || {
-        assert!(store.start_scrub(true).unwrap());
-        store.scrub(&|| true).unwrap();
-        store.scrub_status().unwrap().unwrap().counts
-    };
-    let first = scrub();
+    let first = scrub(&store, true).counts;
     assert_eq!(first.lost, 0, "{first:?}");
     store.checkpoint().unwrap();
-    let second = scrub();
+    let second = scrub(&store, true).counts;
     assert_eq!((second.damaged, second.lost), (0, 0), "{second:?}");
     assert_holds(&store, &contents);
 }

@@ -38,7 +38,7 @@ fn fill(store: &Store, rng: &dyn Rng) -> Vec<Vec<u8>> {
 }
 
 /// Random bytes in one block of so many, the header areas aside.
-fn rot(device: &MemoryDevice, one_in: u64, rng: &dyn Rng) {
+pub(crate) fn rot(device: &MemoryDevice, one_in: u64, rng: &dyn Rng) {
     let header = aegisfs_format::layout::HEADER_AREA_BYTES;
     for offset in (header..device.bytes() - header).step_by(BLOCK as usize) {
         if rng.below(one_in) == 0 {
@@ -49,7 +49,7 @@ fn rot(device: &MemoryDevice, one_in: u64, rng: &dyn Rng) {
     }
 }
 
-fn scrub(store: &Store, repairs: bool) -> Scrub {
+pub(crate) fn scrub(store: &Store, repairs: bool) -> Scrub {
     assert!(store.start_scrub(repairs).unwrap());
     store.scrub(&|| true).unwrap();
     let done = store.scrub_status().unwrap().unwrap();
