@@ -19,7 +19,8 @@ pub use structures::{
     transaction,
 };
 pub use values::{
-    branch, descriptor_group, dirents, extents_window, inode, keys, pending, pin, segment, snapshot, volume,
+    branch, damage, descriptor_group, device_counts, dirents, extents_window, inode, keys, mended, pending,
+    pin, schedule, scrub, segment, snapshot, volume,
 };
 
 /// A decoder under test.
@@ -52,6 +53,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "pin", run: pin, samples: samples::pin },
     Target { name: "snapshot", run: snapshot, samples: samples::snapshot },
     Target { name: "volume", run: volume, samples: samples::volume },
+    Target { name: "damage", run: damage, samples: samples::damage },
+    Target { name: "scrub", run: scrub, samples: samples::scrub },
+    Target { name: "schedule", run: schedule, samples: samples::schedule },
+    Target { name: "device_counts", run: device_counts, samples: samples::device_counts },
+    Target { name: "mended", run: mended, samples: samples::mended },
     Target { name: "pending", run: pending, samples: samples::pending },
     Target { name: "keys", run: keys, samples: samples::keys },
     Target { name: "chunk_decompress", run: chunk_decompress, samples: samples::chunk_decompress },

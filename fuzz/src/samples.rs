@@ -17,9 +17,10 @@ use aegisfs_format::map::{self as slot_map, MapEntry, MapOwner};
 use aegisfs_format::op::{NewRef, Op, Transaction};
 use aegisfs_format::page::{PageEntry, SumBlock, SumBlockPlace};
 use aegisfs_format::slot::{SlotContent, SlotHeader};
-use aegisfs_format::superblock::{DATABASES_MAX, DeviceEntry, Membership, Superblock};
+use aegisfs_format::superblock::{DATABASES_MAX, DeviceEntry, Health, Membership, Superblock};
 use aegisfs_format::value::{
-    Branch, Dirent, Inode, Pin, Segment, SegmentState, Snapshot, Volume, encode_dirents, encode_pending,
+    Branch, Damage, DeviceCounts, Dirent, Inode, Mended, MendedList, Pin, Schedule, Scrub, ScrubCounts,
+    ScrubState, Segment, SegmentState, Snapshot, Volume, When, encode_dirents, encode_pending,
 };
 
 type Samples = Vec<Vec<u8>>;
@@ -38,7 +39,7 @@ pub fn superblock() -> Samples {
         bytes: 1 << 30,
         slots: 255,
         membership,
-        health: 0,
+        health: Health::Healthy,
         tier: 0,
         failure_domain: if n == 1 { String::new() } else { "rack-1".into() },
         path: b"/dev/sdb".to_vec(),
@@ -390,4 +391,49 @@ pub fn fuse_request() -> Samples {
     rename[..8].copy_from_slice(&1u64.to_ne_bytes());
     rename.extend_from_slice(b"old\0new\0");
     vec![request(1, b"name\0"), request(16, &write), request(45, &rename)]
+}
+
+const LOST: Damage = Damage {
+    found: Timestamp(1_700_000_000_000_000_000),
+    segment: SegmentId(9),
+    slot_offset: 8192,
+    cell: 3,
+    device: DeviceIndex(5),
+};
+
+/// A chunk that is lost.
+pub fn damage() -> Samples {
+    vec![LOST.encode()]
+}
+
+/// Nothing, and a chunk and a cell.
+pub fn mended() -> Samples {
+    let one = |chunk| Mended { damage: LOST, chunk };
+    vec![MendedList::default().encode(), MendedList(vec![one(Some(ChunkId(7))), one(None)]).encode()]
+}
+
+/// One under way, and one that is done.
+pub fn scrub() -> Samples {
+    let counts =
+        ScrubCounts { segments: 4, cells: 900, bytes: 1 << 30, pages: 77, damaged: 3, repaired: 2, lost: 1 };
+    let begun =
+        Scrub { repairs: true, started: Timestamp(5), cursor: SegmentId(3), counts, ..Scrub::default() };
+    let done = Scrub { state: ScrubState::Done, segments_done: true, ended: Timestamp(9), ..begun };
+    vec![begun.encode(), done.encode()]
+}
+
+/// Of both kinds.
+pub fn schedule() -> Samples {
+    let of = |when| Schedule { when, intensity: 1, repairs: true, set: Timestamp(7) }.encode();
+    vec![
+        of(When::Every { seconds: 30 * 86_400 }),
+        of(When::Calendar { weekdays: 0x41, month_day: 0, minute: 120 }),
+    ]
+}
+
+/// A device that was used.
+pub fn device_counts() -> Samples {
+    let counts =
+        DeviceCounts { reads: 70, read_bytes: 1 << 20, writes: 9, retried: 1, ..DeviceCounts::default() };
+    vec![counts.encode()]
 }

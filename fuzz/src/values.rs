@@ -2,8 +2,8 @@
 
 use aegisfs_format::descriptor::DescriptorGroup;
 use aegisfs_format::value::{
-    Branch, Inode, Pin, Segment, Snapshot, Volume, decode_dirents, decode_pending, encode_dirents,
-    encode_pending,
+    Branch, Damage, DeviceCounts, Inode, MendedList, Pin, Schedule, Scrub, Segment, Snapshot, Volume,
+    decode_dirents, decode_pending, encode_dirents, encode_pending,
 };
 use aegisfs_format::{extent, key};
 
@@ -55,6 +55,31 @@ value!(
     /// A volume.
     volume,
     Volume
+);
+value!(
+    /// Where lost bytes should be.
+    damage,
+    Damage
+);
+value!(
+    /// What was mended.
+    mended,
+    MendedList
+);
+value!(
+    /// How far a scrub is.
+    scrub,
+    Scrub
+);
+value!(
+    /// When scrubs begin.
+    schedule,
+    Schedule
+);
+value!(
+    /// What a device was asked for.
+    device_counts,
+    DeviceCounts
 );
 
 /// The references of a window.

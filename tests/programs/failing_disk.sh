@@ -101,10 +101,10 @@ scene() {
         fail "not all of '$victims' are out: $(cat "$FOLDER/status")"
     make_sure
     judge
-    detach
+    # They are back, under the mount or at the next one, and somebody writes while they are brought up to date.
+    [[ $6 == mounted ]] || detach
     for name in $victims; do rm "$HOST/fail-$name"; done
-    # They are back, and somebody writes while they are brought up to date.
-    attach
+    [[ $6 == mounted ]] || attach
     work "$redundancy-$victims-back"
     until_whole
     rest
@@ -127,9 +127,9 @@ scene() {
 
 rounds=$(count 1 5)
 for ((round = 0; round < rounds; round++)); do
-    scene mirror:2 512M "one$round two$round" "two$round" "one$round"
-    scene mirror:2 512M "three$round four$round" "three$round" "four$round"
-    scene ec:4+2 256M "a$round b$round c$round d$round e$round f$round" "b$round e$round" "a$round c$round"
+    scene mirror:2 512M "one$round two$round" "two$round" "one$round" remounted
+    scene mirror:2 512M "three$round four$round" "three$round" "four$round" mounted
+    scene ec:4+2 256M "a$round b$round c$round d$round e$round f$round" "b$round e$round" "a$round c$round" mounted
 done
 attach
 finish

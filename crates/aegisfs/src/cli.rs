@@ -47,9 +47,47 @@ pub(crate) enum Command {
     /// Read everything on every device, and write anew what rotted from what did not.
     #[command(visible_alias = "scrub-daemon", subcommand)]
     Scrub(ScrubCommand),
+    /// The same as scrub schedule set.
+    #[command(hide = true)]
+    ScrubSchedule {
+        /// nightly, weekly, monthly, or a time such as 7d.
+        #[arg(long)]
+        frequency: String,
+        /// How much it may take from those who read and write meanwhile.
+        #[arg(long, value_parser = ["low", "medium", "high"], default_value = "low")]
+        intensity: String,
+        /// The mount point.
+        mount: PathBuf,
+    },
     /// Show what cannot be read and nothing here can mend, and mend it with bytes from elsewhere.
     #[command(subcommand)]
     Damage(DamageCommand),
+    /// How each device is doing, and how far it is trusted.
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// The same as disk list.
+    #[command(hide = true)]
+    Health {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// The same as disk probe.
+    #[command(hide = true)]
+    ProbeDisks {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// The same as disk set-health.
+    #[command(hide = true)]
+    SetDiskHealth {
+        /// The device's number, path or UUID.
+        disk: String,
+        /// Its health from now on.
+        #[arg(ignore_case = true, value_parser = HEALTH)]
+        health: String,
+        /// The mount point.
+        mount: PathBuf,
+    },
     /// Have the device forget what freed slots held, so that an image file is small again and a disk knows its free room.
     #[command(subcommand)]
     Trim(TrimCommand),
@@ -180,12 +218,81 @@ pub(crate) enum ScrubCommand {
         /// The mount point.
         mount: PathBuf,
     },
-    /// Say how much it may take from those who read and write, until the mount ends.
+    /// Have scrubs begin by themselves.
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
+    /// Say how much it may take from those who read and write, now and at later mounts.
     #[command(visible_alias = "set-intensity")]
     Intensity {
         /// The intensity: 16 MiB a second while others read or write, 64, or all there is.
         #[arg(value_parser = ["low", "medium", "high"])]
         intensity: String,
+        /// The mount point.
+        mount: PathBuf,
+    },
+}
+
+/// What a device can be called.
+const HEALTH: [&str; 5] = ["healthy", "degraded", "suspect", "draining", "failed"];
+
+/// What is asked of devices.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// Every device: how far it is trusted, whether it takes part, what it has done since it is a member, how fast it is, and
+    /// what it thinks of itself (SMART, with smartctl). The command ends with code 3 if one is not as it should be.
+    List {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Ask every device whether it answers, at places all over it. One that answers nothing is left out if the others are
+    /// enough; it comes back by itself once it answers again.
+    Probe {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Say how far a device is trusted, until something else is said. healthy: read and written. degraded: nothing new is put
+    /// there as long as the others are enough for full redundancy. suspect: besides, it is read only where nothing else will
+    /// do. draining: nothing new is put there at all. failed: it is left out; called anything else it is brought up to date and
+    /// takes part again.
+    SetHealth {
+        /// The device's number, path or UUID.
+        disk: String,
+        /// Its health from now on.
+        #[arg(ignore_case = true, value_parser = HEALTH)]
+        health: String,
+        /// The mount point.
+        mount: PathBuf,
+    },
+}
+
+/// When scrubs begin by themselves.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScheduleCommand {
+    /// Have them begin again and again. One that was due while nothing was mounted begins with the next mount.
+    Set {
+        /// So long after the last one was begun (12h, 7d, 30d).
+        #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "at", required_unless_present = "at")]
+        every: Option<std::time::Duration>,
+        /// On certain days, in UTC: nightly, weekly (Sundays) and monthly (the first), all at 02:00;
+        /// or weekdays and a time ("Sun 03:30", "Mon,Thu 22:00"), a day of the month and a time ("15 04:00"), or a time alone.
+        #[arg(long, value_name = "WHEN")]
+        at: Option<String>,
+        /// How much it may take from those who read and write meanwhile.
+        #[arg(long, value_parser = ["low", "medium", "high"], default_value = "low")]
+        intensity: String,
+        /// Only say what is damaged.
+        #[arg(long)]
+        dry_run: bool,
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// When the next one begins.
+    Show {
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// Have none begin by themselves.
+    Clear {
         /// The mount point.
         mount: PathBuf,
     },
@@ -197,6 +304,9 @@ pub(crate) enum DamageCommand {
     /// Which parts of which files cannot be read, as far as reading them or a scrub has shown. Each is tried once more; the
     /// command ends with code 4 if any is left.
     List {
+        /// Show what was damaged and is mended instead: the last 256 cells and chunks, on which device each was.
+        #[arg(long)]
+        healed: bool,
         /// The mount point.
         mount: PathBuf,
     },
@@ -304,6 +414,10 @@ pub(crate) struct FormatArgs {
     /// devices, ec:K+2 from four on.
     #[arg(long, value_name = "REDUNDANCY")]
     pub(crate) redundancy: Option<String>,
+    /// A device that fails together with others of the same name: a disk's enclosure or host, say. As many shards of a segment
+    /// as may be lost are placed in one failure domain. May be given for each device.
+    #[arg(long = "failure-domain", value_name = "DEVICE=NAME")]
+    pub(crate) failure_domains: Vec<String>,
     /// The devices, partitions or image files.
     #[arg(required = true, value_name = "DEVICE")]
     pub(crate) devices: Vec<PathBuf>,

@@ -3,12 +3,14 @@
 pub(crate) mod check;
 mod clean;
 mod damage;
+mod disk;
 pub(crate) mod format;
 mod inspect;
 pub(crate) mod mount;
 mod orphans;
 mod remount;
 mod scan;
+mod schedule;
 mod scrub;
 mod status;
 mod sync;
@@ -16,7 +18,7 @@ mod trim;
 mod umount;
 mod usage;
 
-use crate::cli::{Cli, Command, OrphansCommand};
+use crate::cli::{Cli, Command, DiskCommand, OrphansCommand, ScheduleCommand};
 use crate::failure::{Exit, Failure};
 use crate::{control, output, places};
 use std::process::ExitCode;
@@ -65,7 +67,17 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::NullMount { mount, io_uring } => null_mount(&mount, io_uring),
         Command::Clean(command) => clean::run(&command, json),
         Command::Scrub(command) => scrub::run(&command, json),
+        Command::ScrubSchedule { frequency, intensity, mount } => {
+            let (every, at) = schedule::frequency(&frequency)?;
+            schedule::run(&ScheduleCommand::Set { every, at, intensity, dry_run: false, mount }, json)
+        }
         Command::Damage(command) => damage::run(&command, json),
+        Command::Disk(command) => disk::run(&command, json),
+        Command::Health { mount } => disk::run(&DiskCommand::List { mount }, json),
+        Command::ProbeDisks { mount } => disk::run(&DiskCommand::Probe { mount }, json),
+        Command::SetDiskHealth { disk, health, mount } => {
+            disk::run(&DiskCommand::SetHealth { disk, health, mount }, json)
+        }
         Command::Trim(command) => trim::run(&command, json),
         Command::Orphans(command) => orphans::run(&command, json),
         Command::DetectOrphans { mount } => orphans::run(&OrphansCommand::List { mount }, json),

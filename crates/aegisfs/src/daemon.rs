@@ -1,9 +1,11 @@
 //! The daemon: a mounted filesystem from the first opening of its devices to the last checkpoint.
 
 mod damage;
+mod disks;
 mod members;
 mod reclaim;
 mod scrubbing;
+mod smart;
 mod threads;
 
 use crate::commands::format::describe_redundancy as redundancy_name;
@@ -184,8 +186,24 @@ impl Service for Daemon {
         damage::describe(&self.fs).map_err(|error| error.to_string())
     }
 
+    fn mended(&self) -> Result<Value, String> {
+        damage::mended(&self.fs).map_err(|error| error.to_string())
+    }
+
     fn heal_from(&self, path: &Path) -> Result<Value, String> {
         damage::heal(&self.fs, path).map_err(|error| error.to_string())
+    }
+
+    fn disks(&self) -> Result<Value, String> {
+        disks::describe(&self.store).map_err(|error| error.to_string())
+    }
+
+    fn probe_disks(&self) -> Value {
+        disks::probe(&self.store)
+    }
+
+    fn set_disk_health(&self, device: &str, health: &str) -> Result<Value, String> {
+        disks::set_health(&self.store, device, health)
     }
 
     fn trimming(&self) -> Value {
@@ -468,6 +486,9 @@ fn finish(running: Running, held: bool) -> Result<(), Failure> {
     if !daemon.read_only {
         if let Err(error) = daemon.store.reap_all() {
             tracing::warn!(%error, "not everything that was removed is reaped; it will be by the next mount");
+        }
+        if let Err(error) = daemon.store.note_device_counts(true) {
+            tracing::warn!(%error, "what devices counted could not be stored");
         }
         daemon.store.close()?;
         // What the kernel still lets go of is no reason to write: the device is nobody's from here on.

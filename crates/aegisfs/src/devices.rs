@@ -5,7 +5,7 @@ mod tags;
 use crate::failure::{Exit, Failure};
 use crate::{control, places};
 use aegisfs_base::Uuid;
-use aegisfs_device::{Device, InUse, OpenOptions};
+use aegisfs_device::{Device, InUse, OpenOptions, ReopenableDevice};
 use aegisfs_format::superblock::{DeviceEntry, Superblock};
 use aegisfs_pool::{Opening, Pool};
 use std::ffi::OsStr;
@@ -24,7 +24,7 @@ const WAIT_STEP: Duration = Duration::from_millis(50);
 pub(crate) fn open(path: &Path, read_only: bool) -> Result<Arc<dyn Device>, Failure> {
     refuse_mounted(path, read_only)?;
     let options = OpenOptions { read_only, wait: WAIT, ..OpenOptions::default() };
-    Ok(aegisfs_device::open(path, &options)?)
+    Ok(Arc::new(ReopenableDevice::open(path, &options)?))
 }
 
 /// What is mounted will not be let go of: no use to wait.

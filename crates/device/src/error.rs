@@ -183,6 +183,13 @@ fn range_text(offset: u64, length: u64) -> String {
 }
 
 impl DeviceError {
+    /// Whether the same call may succeed the next time. After a failed flush nobody can tell what that would mean.
+    pub fn may_pass(&self) -> bool {
+        const PASSING: [Errno; 6] =
+            [Errno::IO, Errno::REMOTEIO, Errno::TIMEDOUT, Errno::AGAIN, Errno::BUSY, Errno::NOMEM];
+        matches!(self, Self::Io { op, errno, .. } if *op != Operation::Flush && PASSING.contains(errno))
+    }
+
     /// What the error means to whoever has to act on it.
     pub fn kind(&self) -> FaultKind {
         match self {

@@ -28,6 +28,11 @@ impl Fault {
         Self { operation: Some(operation), after, lasting: false, errno: Errno::IO }
     }
 
+    /// Fails once, after so many calls of this kind, with ENODEV: nobody tries that again.
+    pub const fn final_once(operation: Operation, after: u64) -> Self {
+        Self { errno: Errno::NODEV, ..Self::once(operation, after) }
+    }
+
     /// Fails every call of this kind after so many, with EIO.
     pub const fn lasting(operation: Operation, after: u64) -> Self {
         Self { operation: Some(operation), after, lasting: true, errno: Errno::IO }

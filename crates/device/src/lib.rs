@@ -27,6 +27,7 @@ mod error;
 mod faulty;
 mod host;
 mod memory;
+mod reopenable;
 pub mod signature;
 mod stats;
 mod throttled;
@@ -44,6 +45,7 @@ pub use host::{
     open,
 };
 pub use memory::MemoryDevice;
+pub use reopenable::ReopenableDevice;
 pub use stats::{DeviceStats, StatsDevice};
 pub use throttled::{Throttle, ThrottledDevice};
 
@@ -96,6 +98,15 @@ pub trait Device: Send + Sync {
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
 
+    /// Opens it anew after it failed: what an earlier flush lost is forgotten, and so is a connection that broke. A device
+    /// that cannot do that goes on as it is.
+    ///
+    /// # Errors
+    /// When it is not there, is another one by now, or somebody else has it; every call fails then until it is.
+    fn reopen(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Leaves it to the kernel to keep others away, which it does while a filesystem is mounted from the device.
     fn hand_over(&self) {}
 
@@ -143,6 +154,10 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn read_only(&self) -> bool {
         (**self).read_only()
+    }
+
+    fn reopen(&self) -> Result<(), DeviceError> {
+        (**self).reopen()
     }
 
     fn hand_over(&self) {

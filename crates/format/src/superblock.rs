@@ -24,6 +24,8 @@ pub const INCARNATIONS_KEPT: usize = 16;
 pub const DATABASES_MAX: usize = 4;
 /// Longest label, in bytes.
 pub const LABEL_BYTES_MAX: usize = 64;
+/// Longest name of a failure domain, in bytes.
+pub const DOMAIN_BYTES_MAX: usize = 32;
 /// Longest remembered device path, in bytes.
 pub const PATH_BYTES_MAX: usize = 136;
 
@@ -135,6 +137,39 @@ pub enum Membership {
     },
 }
 
+/// How far a device is trusted, the best first. The numbers are those on the devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Health {
+    /// Read and written.
+    #[default]
+    Healthy,
+    /// It makes errors, or is much slower than the others: nothing new is put there as long as the others are enough.
+    Degraded,
+    /// It is about to fail: besides it is read only where nothing else will do.
+    Suspect,
+    /// It is to be emptied: nothing new is put there.
+    Draining,
+    /// It was given up, and stays out until somebody says otherwise.
+    Failed,
+}
+
+impl Health {
+    /// All of them, by their numbers.
+    pub const ALL: [Self; 5] = [Self::Healthy, Self::Degraded, Self::Suspect, Self::Draining, Self::Failed];
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Suspect => "suspect",
+            Self::Draining => "draining",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// A device of the pool, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceEntry {
@@ -146,8 +181,8 @@ pub struct DeviceEntry {
     pub slots: u32,
     /// Whether it takes part.
     pub membership: Membership,
-    /// Health state number (see [`DeviceEntryV1`]).
-    pub health: u8,
+    /// How far it is trusted.
+    pub health: Health,
     /// Tier number.
     pub tier: u8,
     /// Failure domain; empty when the device is its own.
@@ -367,7 +402,7 @@ impl DeviceEntry {
             entry.membership = 1;
             entry.out_since = U64::new(since.0);
         }
-        entry.health = self.health;
+        entry.health = self.health as u8;
         entry.tier = self.tier;
         copy_text(&mut entry.failure_domain, self.failure_domain.as_bytes());
         let kept = self.path.len().min(PATH_BYTES_MAX);
@@ -385,13 +420,19 @@ impl DeviceEntry {
                 return Err(FormatError::Value { what: WHAT, field: "membership", value: u64::from(other) });
             }
         };
+        let health = Health::ALL.get(usize::from(entry.health)).copied();
+        let health = health.ok_or(FormatError::Value {
+            what: WHAT,
+            field: "health",
+            value: u64::from(entry.health),
+        })?;
         let path_bytes = usize::from(entry.path_bytes).min(PATH_BYTES_MAX);
         Ok(Self {
             uuid: Uuid(entry.uuid),
             bytes: entry.bytes.get(),
             slots: entry.slots.get(),
             membership,
-            health: entry.health,
+            health,
             tier: entry.tier,
             failure_domain: text("failure_domain", &entry.failure_domain, 32)?
                 .trim_end_matches('\0')
@@ -426,7 +467,7 @@ mod tests {
             bytes: 1 << 30,
             slots: 63,
             membership: if n == 2 { Membership::Out { since: Generation(4) } } else { Membership::In },
-            health: 0,
+            health: Health::ALL[usize::from(n)],
             tier: 0,
             failure_domain: "rack-1".into(),
             path: b"/dev/sdb".to_vec(),
@@ -490,6 +531,20 @@ mod tests {
         let mut readable = sample();
         readable.ro_compat = 2;
         assert!(!Superblock::decode(&readable.encode()).unwrap().writable());
+    }
+
+    #[test]
+    fn an_unknown_health_is_refused() {
+        let mut entry = sample().devices[0].encode();
+        assert_eq!(DeviceEntry::decode(entry.as_bytes()).unwrap().health, Health::Degraded);
+        entry.health = Health::ALL.len() as u8;
+        assert!(matches!(
+            DeviceEntry::decode(entry.as_bytes()),
+            Err(FormatError::Value { field: "health", value: 5, .. })
+        ));
+        for (number, health) in Health::ALL.into_iter().enumerate() {
+            assert_eq!(health as usize, number, "{}", health.name());
+        }
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! Values of the metadata tables. Each begins with an envelope byte: 0 is plain, sealed forms come later.
 
 mod damage;
+mod device;
 mod history;
 mod inode;
+mod schedule;
 mod scrub;
 
-pub use damage::Damage;
+pub use damage::{Damage, Mended, MendedList};
+pub use device::DeviceCounts;
 pub use history::{Branch, Pin, Snapshot, Volume, branch_of, first_epoch};
 pub use inode::{INODE_FLAGS, Inode};
+pub use schedule::{Schedule, When};
 pub use scrub::{Scrub, ScrubCounts, ScrubState};
 
 use crate::FormatError;

@@ -4,7 +4,7 @@ use crate::FsError;
 use crate::fs::{Fs, HEAD, ROOT};
 use aegisfs_base::{ChunkId, InodeId};
 use aegisfs_format::key::{self, Table};
-use aegisfs_format::value::decode_dirents;
+use aegisfs_format::value::{Mended, decode_dirents};
 use aegisfs_store::{LostChunk, LostRange, Store, versions};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -17,6 +17,9 @@ use std::path::Path;
 const DEPTH_MAX: usize = 4096;
 /// Bytes of lost chunks that are gathered before they are written.
 const GATHERED_BYTES_MAX: usize = 32 << 20;
+
+/// Names of files, from the root of the filesystem.
+pub type Paths = Vec<Vec<u8>>;
 
 /// A part of a file that cannot be read, with a name of the file where it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,29 @@ impl Fs {
     /// When the metadata cannot be read.
     pub fn lost_parts(&self) -> Result<Vec<LostPart>, FsError> {
         self.parts_of(&self.store.lost_chunks()?)
+    }
+
+    /// What was damaged and is mended, the oldest first, each with the names of the files that the chunk is in now, where one is
+    /// known.
+    ///
+    /// # Errors
+    /// When the metadata cannot be read.
+    pub fn mended(&self) -> Result<Vec<(Mended, Paths)>, FsError> {
+        let mended = self.store.mended();
+        let chunks: BTreeSet<ChunkId> = mended.iter().filter_map(|mended| mended.chunk).collect();
+        let mut files: BTreeMap<ChunkId, BTreeSet<Vec<u8>>> = BTreeMap::new();
+        if !chunks.is_empty() {
+            let ranges = self.store.ranges_in(&chunks)?;
+            let paths = self.paths_of(ranges.iter().map(|range| range.inode).collect())?;
+            for range in ranges {
+                files.entry(range.chunk).or_default().extend(paths.get(&range.inode).cloned());
+            }
+        }
+        let named = |mended: Mended| {
+            let files = mended.chunk.and_then(|chunk| files.get(&chunk));
+            (mended, files.into_iter().flatten().cloned().collect())
+        };
+        Ok(mended.into_iter().map(named).collect())
     }
 
     fn parts_of(&self, lost: &[LostChunk]) -> Result<Vec<LostPart>, FsError> {

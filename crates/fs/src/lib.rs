@@ -25,7 +25,7 @@ mod table;
 
 pub use aegisfs_format::value::{INODE_FLAGS, Inode};
 pub use check::{TreeProblem, TreeReport};
-pub use damage::{Healed, LostPart};
+pub use damage::{Healed, LostPart, Paths};
 pub use errno::Errno;
 pub use error::FsError;
 pub use flush::Flusher;

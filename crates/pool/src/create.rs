@@ -11,7 +11,9 @@ use aegisfs_device::Device;
 use aegisfs_format::cell::{self, DATA_CELLS_MAX, PARITY_CELLS_MAX};
 use aegisfs_format::layout::{DeviceLayout, slot_bytes_for};
 use aegisfs_format::map::{MapEntry, MapOwner};
-use aegisfs_format::superblock::{DATABASES_MAX, DeviceEntry, LABEL_BYTES_MAX, Membership, Superblock};
+use aegisfs_format::superblock::{
+    DATABASES_MAX, DOMAIN_BYTES_MAX, DeviceEntry, Health, LABEL_BYTES_MAX, Membership, Superblock,
+};
 use std::sync::Arc;
 
 /// Largest intent log; a larger one only makes recovery longer.
@@ -56,6 +58,8 @@ pub struct CreateOptions {
     pub label: String,
     /// How many shards a segment has; by the number of devices when not given.
     pub redundancy: Option<Redundancy>,
+    /// Which devices fail together, by device: those with the same name. One without a name fails alone.
+    pub failure_domains: Vec<String>,
     /// Default codec number and level.
     pub compression: (u8, u8),
     /// Slot size, for tests that want small ones; by the size of the pool when not given.
@@ -83,7 +87,7 @@ impl Pool {
         let slot_bytes = options.slot_bytes.unwrap_or_else(|| slot_bytes_for(total, smallest));
         let mut members = Vec::new();
         let mut entries = Vec::new();
-        for device in devices {
+        for (number, device) in devices.into_iter().enumerate() {
             let too_small = || PoolError::TooSmall {
                 device: device.describe(),
                 bytes: device.bytes(),
@@ -95,9 +99,9 @@ impl Pool {
                 bytes: layout.device_bytes,
                 slots: layout.slots,
                 membership: Membership::In,
-                health: 0,
+                health: Health::Healthy,
                 tier: 0,
-                failure_domain: String::new(),
+                failure_domain: options.failure_domains.get(number).cloned().unwrap_or_default(),
                 path: device.describe().into_bytes(),
             });
             members.push(Some(Member::new(device, layout, true)));
@@ -219,5 +223,58 @@ fn check(devices: &[Arc<dyn Device>], options: &CreateOptions) -> Result<Redunda
             devices.len()
         ));
     }
+    check_domains(devices.len(), options, redundancy)?;
     Ok(redundancy)
+}
+
+/// A failure domain may have no more shards of a segment than may be lost.
+fn check_domains(devices: usize, options: &CreateOptions, redundancy: Redundancy) -> Result<(), PoolError> {
+    let impossible = |reason: String| Err(PoolError::Impossible { reason });
+    let domains = &options.failure_domains;
+    if let Some(long) = domains.iter().find(|domain| domain.len() > DOMAIN_BYTES_MAX) {
+        return impossible(format!(
+            "the name of a failure domain has at most {DOMAIN_BYTES_MAX} bytes: {long}"
+        ));
+    }
+    if redundancy.shards_parity == 0 || domains.iter().all(String::is_empty) {
+        return Ok(());
+    }
+    let name = |device: usize| domains.get(device).map_or("", String::as_str);
+    let mut slots = SlotTable::new((0..devices).map(|_| (1, true)));
+    slots.set_rules(redundancy.shards_parity, (0..devices).map(|device| (Health::Healthy, name(device))));
+    let most = slots.width_apart();
+    if most < redundancy.shards() {
+        return impossible(format!(
+            "{} shards of which any {} may be lost need that no failure domain has more than {} of them, and so there is \
+             room for {most}: use more failure domains, or fewer shards",
+            redundancy.shards(),
+            redundancy.shards_parity,
+            redundancy.shards_parity
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domains(names: &[&str], redundancy: (u8, u8)) -> Result<(), String> {
+        let failure_domains = names.iter().map(|name| (*name).to_owned()).collect();
+        let options = CreateOptions { failure_domains, ..CreateOptions::default() };
+        let (shards_data, shards_parity) = redundancy;
+        check_domains(names.len(), &options, Redundancy { shards_data, shards_parity })
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn failure_domains_that_are_too_few_are_refused() {
+        domains(&["a", "a", "b", "b", "c", "c"], (4, 2)).unwrap();
+        domains(&["", "", "", "", "", ""], (4, 2)).unwrap();
+        domains(&["a", "a"], (1, 0)).unwrap();
+        let refused = domains(&["a", "a", "a", "b", "b", "b"], (4, 2)).unwrap_err();
+        assert!(refused.contains("room for 4"), "{refused}");
+        assert!(domains(&["a", "a"], (1, 1)).unwrap_err().contains("room for 1"));
+        assert!(domains(&[&"x".repeat(33)], (1, 0)).unwrap_err().contains("at most 32 bytes"));
+    }
 }

@@ -141,6 +141,12 @@ pub enum PoolError {
         /// The slot.
         slot: SlotIndex,
     },
+    /// A device takes longer than is worth waiting for.
+    #[error("device {device} does not answer in time")]
+    Slow {
+        /// The device.
+        device: DeviceIndex,
+    },
     /// The pool may only be read.
     #[error("the pool is open for reading only")]
     ReadOnly,
@@ -160,7 +166,9 @@ impl PoolError {
             | Self::Impossible { .. }
             | Self::Shrunk { .. }
             | Self::ReadOnly => FaultKind::Invalid,
-            Self::Missing { .. } | Self::TooFew { .. } | Self::Absent { .. } => FaultKind::Unavailable,
+            Self::Missing { .. } | Self::TooFew { .. } | Self::Absent { .. } | Self::Slow { .. } => {
+                FaultKind::Unavailable
+            }
             Self::NoSpace { .. } => FaultKind::NoSpace,
             Self::Page { .. } | Self::PageSums { .. } => FaultKind::Corrupt,
         }

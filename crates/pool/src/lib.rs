@@ -11,15 +11,18 @@
 
 #![forbid(unsafe_code)]
 
+mod activity;
 mod create;
 mod database;
 mod erasure;
 mod error;
+mod health;
 mod log_ring;
 mod member;
 mod open;
 mod pool;
 mod read_back;
+mod readers;
 mod returning;
 mod shard;
 mod slots;
@@ -28,14 +31,16 @@ mod together;
 mod trim;
 mod unowned;
 
+pub use activity::DeviceSpeed;
 pub use create::CreateOptions;
 pub use database::{Database, OnPool, Scrubbed};
 pub use erasure::Erasure;
 pub use error::PoolError;
+pub use health::{DeviceReport, HealthChange, Probe};
 pub use log_ring::LogRing;
 pub use open::{OpenOptions, Opening};
 pub use pool::{MemberState, Pool, Redundancy};
 pub use read_back::ReadBack;
 pub use slots::{Placement, Space, UnownedSlot};
-pub use together::together;
+pub use together::{side_by_side, together};
 pub use trim::{DeviceTrim, TrimPass, Trimmed};

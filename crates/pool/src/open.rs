@@ -213,7 +213,7 @@ fn membership(superblock: &Superblock, other: &Superblock) -> Option<Membership>
 }
 
 /// The device that a superblock was read from, by its own account.
-fn own_uuid(superblock: &Superblock) -> Uuid {
+pub(crate) fn own_uuid(superblock: &Superblock) -> Uuid {
     superblock.devices[usize::from(superblock.device.0)].uuid
 }
 

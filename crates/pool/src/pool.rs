@@ -1,6 +1,7 @@
 //! The pool: its members, its superblock, its slots.
 
 use crate::PoolError;
+use crate::health::Watch;
 use crate::member::Member;
 use crate::slots::{Placement, SlotTable, Space};
 use crate::superblocks;
@@ -12,7 +13,7 @@ use aegisfs_format::map::{self, MAP_ENTRIES_MAX, MapEntry, MapOwner};
 use aegisfs_format::sum128;
 use aegisfs_format::superblock::{Membership, Superblock};
 use parking_lot::{Condvar, Mutex};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// How many shards a wide segment has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,9 @@ pub struct Pool {
     uuid: Uuid,
     redundancy: Redundancy,
     pub(crate) reads_back: crate::read_back::ReadsBack,
+    /// How far each device is trusted, as in the superblock.
+    pub(crate) healths: Vec<AtomicU8>,
+    pub(crate) watches: Mutex<Vec<Watch>>,
 }
 
 fn database_slots(map: &[MapEntry]) -> u64 {
@@ -85,7 +89,12 @@ fn database_slots(map: &[MapEntry]) -> u64 {
 }
 
 impl Pool {
-    pub(crate) fn assemble(members: Vec<Option<Member>>, slots: SlotTable, state: State) -> Self {
+    pub(crate) fn assemble(members: Vec<Option<Member>>, mut slots: SlotTable, state: State) -> Self {
+        let entries = state.superblock.devices.iter();
+        slots.set_rules(
+            state.superblock.shards_parity,
+            entries.map(|entry| (entry.health, entry.failure_domain.as_str())),
+        );
         Self {
             members,
             slots: Mutex::new(slots),
@@ -101,6 +110,8 @@ impl Pool {
                 shards_data: state.superblock.shards_data,
                 shards_parity: state.superblock.shards_parity,
             },
+            healths: state.superblock.devices.iter().map(|entry| AtomicU8::new(entry.health as u8)).collect(),
+            watches: Mutex::new(vec![Watch::default(); state.superblock.devices.len()]),
             state: Mutex::new(state),
             reads_back: Default::default(),
         }
@@ -164,7 +175,7 @@ impl Pool {
     /// Where those are too few, there are fewer shards of data; with less than full parity only when even a copy of
     /// everything on each of them is not as much.
     pub fn shards_now(&self) -> (u8, u8) {
-        self.shards_with(self.slots.lock().usable())
+        self.shards_with(self.slots.lock().width())
     }
 
     /// The same with so many devices.
@@ -244,16 +255,11 @@ impl Pool {
         purpose: &'static str,
         is_metadata: bool,
     ) -> Result<Vec<Placement>, PoolError> {
-        let wanted = slots.usable().min(usize::from(copies)).max(1);
-        let mut devices: Vec<DeviceIndex> = (0..self.members.len())
-            .map(|n| DeviceIndex(n as u16))
-            .filter(|d| slots.at_hand_on(*d, is_metadata) > 0)
-            .collect();
-        if devices.len() < wanted {
+        let devices = slots.devices_for_copies(usize::from(copies), is_metadata);
+        let wanted = devices.len();
+        if wanted == 0 {
             return Err(PoolError::NoSpace { purpose });
         }
-        devices.sort_by_key(|d| std::cmp::Reverse(slots.at_hand_on(*d, is_metadata)));
-        devices.truncate(wanted);
         let parts = usize::from(copies).div_ceil(wanted) as u64;
         let mut taken = Vec::new();
         for copy in 0..usize::from(copies) {
@@ -277,7 +283,8 @@ impl Pool {
             slots.at_hand_on(*device, is_metadata) > 0 && places.iter().all(|place| place.0 != *device)
         };
         let devices = (0..self.members.len()).map(|n| DeviceIndex(n as u16));
-        let best = devices.filter(is_free).max_by_key(|device| slots.at_hand_on(*device, is_metadata))?;
+        let room = |device: &DeviceIndex| (slots.is_usable(*device), slots.at_hand_on(*device, is_metadata));
+        let best = devices.filter(is_free).max_by_key(room)?;
         slots.take_mapped(best, 0)
     }
 

@@ -54,7 +54,7 @@ impl Pool {
             return Ok(());
         }
         let mut found = AlignedBuffer::zeroed(data.len());
-        member.device.read_at(offset, &mut found)?;
+        member.read(offset, &mut found)?;
         match found.iter().zip(data).position(|(found, written)| found != written) {
             None => Ok(()),
             Some(at) => {

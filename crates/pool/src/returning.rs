@@ -19,7 +19,7 @@ use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::{DeviceIndex, SegmentId, SlotIndex};
 use aegisfs_device::{AlignedBuffer, DeviceError};
 use aegisfs_format::slot::SlotContent;
-use aegisfs_format::superblock::Membership;
+use aegisfs_format::superblock::{Health, Membership};
 use std::sync::atomic::Ordering;
 
 /// It failed again while it was brought up to date.
@@ -28,16 +28,34 @@ const fn failed(device: DeviceIndex) -> PoolError {
 }
 
 impl Pool {
-    /// Members that are there, and lack what was written without them.
+    /// Members that are there, and lack what was written without them. Those that were given up stay that.
     pub fn stale_members(&self) -> Vec<DeviceIndex> {
         let states = self.member_states();
         let is_stale = |state: MemberState| matches!(state, MemberState::Out | MemberState::Returning);
         (0..)
             .map(DeviceIndex)
             .zip(states)
-            .filter(|(_, state)| is_stale(*state))
+            .filter(|(device, state)| is_stale(*state) && self.health(*device) != Health::Failed)
             .map(|(device, _)| device)
             .collect()
+    }
+
+    /// Opens a member that is out anew, and sees whether it is the one it should be and answers everywhere.
+    ///
+    /// # Errors
+    /// When it is not, or does not.
+    pub fn revive(&self, device: DeviceIndex) -> Result<(), PoolError> {
+        let member = self.member(device)?;
+        if member.takes_writes() {
+            return Ok(());
+        }
+        member.device.reopen()?;
+        match self.probe(device)?.problem {
+            None => Ok(()),
+            Some(problem) => {
+                Err(PoolError::Impossible { reason: format!("device {device} cannot come back: {problem}") })
+            }
+        }
     }
 
     /// Has a stale member get what is written from now on.
@@ -66,7 +84,7 @@ impl Pool {
     }
 
     /// Whether what is written to a slot reaches it.
-    pub(crate) fn takes_writes(&self, (device, _): Placement) -> bool {
+    pub fn is_written(&self, (device, _): Placement) -> bool {
         self.member(device).is_ok_and(crate::member::Member::takes_writes)
     }
 
@@ -105,7 +123,7 @@ impl Pool {
         if slot.0 >= member.layout.slots {
             return Err(PoolError::Absent { device, slot });
         }
-        Ok(member.device.read_at(member.layout.slot_offset(slot) + offset, out)?)
+        Ok(member.read(member.layout.slot_offset(slot) + offset, out)?)
     }
 
     /// The header that a slot of a segment should have, if it has not.

@@ -25,7 +25,28 @@ impl Pool {
         if !member.counted() || slot.0 >= member.layout.slots {
             return Err(PoolError::Absent { device, slot });
         }
-        Ok(member.device.read_at(member.layout.slot_offset(slot) + offset, out)?)
+        Ok(member.read(member.layout.slot_offset(slot) + offset, out)?)
+    }
+
+    /// The same of a device that hesitates, if the bytes can be had elsewhere: nobody waits long for it.
+    ///
+    /// # Errors
+    /// As [`Pool::read_slot`], and [`PoolError::Slow`] when it took too long.
+    pub fn read_slot_soon(
+        &self,
+        (device, slot): Placement,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), PoolError> {
+        let Some(patience) = self.patience_with(device) else {
+            return self.read_slot((device, slot), offset, out);
+        };
+        let member = self.member(device)?;
+        if !member.counted() || slot.0 >= member.layout.slots {
+            return Err(PoolError::Absent { device, slot });
+        }
+        let outcome = member.read_within(member.layout.slot_offset(slot) + offset, out, patience);
+        Ok(outcome.ok_or(PoolError::Slow { device })??)
     }
 
     /// Writes to a slot; durable after the next [`Pool::flush`]. A member that is out is skipped, and one
@@ -81,7 +102,7 @@ impl Pool {
     ) -> Result<((u8, u8), Vec<Placement>), PoolError> {
         let (shards, places) = self.take_slots(|slots| {
             // Asked with the slots held: a device may be left out at any time.
-            let (data, parity) = self.shards_with(slots.usable());
+            let (data, parity) = self.shards_with(slots.width());
             let data = if wide { data } else { 1 };
             Ok(((data, parity), slots.place(usize::from(data) + usize::from(parity))?))
         })?;

@@ -2,6 +2,8 @@
 
 use crate::PoolError;
 use aegisfs_base::{DeviceIndex, SlotIndex};
+use aegisfs_format::superblock::Health;
+use std::collections::BTreeMap;
 
 /// A slot of a device.
 pub type Placement = (DeviceIndex, SlotIndex);
@@ -42,7 +44,12 @@ struct DeviceSlots {
     counts: [u32; STATES],
     /// Where the last search ended; searching on from there keeps a log sequential.
     cursor: u32,
-    /// Whether new segments may be placed here.
+    /// Whether what is written reaches it.
+    present: bool,
+    health: Health,
+    /// Devices that fail together have the same number.
+    domain: usize,
+    /// Whether new segments may be placed here: [`SlotTable::choose`] says so.
     usable: bool,
     /// So many free slots are left to the metadata. Where it has taken some of them they are fewer, until others come
     /// back: the pages that it wrote there are free inside the database by then.
@@ -80,6 +87,11 @@ impl DeviceSlots {
 
     const fn at_hand(&self) -> u32 {
         self.count(SlotState::Blank) + self.count(SlotState::Found) + self.count(SlotState::Left)
+    }
+
+    /// Whether metadata may be placed here, if need be.
+    fn takes_metadata(&self) -> bool {
+        self.present && self.health <= Health::Suspect
     }
 
     /// Those at hand, and those that will be in a moment.
@@ -152,7 +164,18 @@ pub struct Space {
 #[derive(Debug)]
 pub(crate) struct SlotTable {
     devices: Vec<DeviceSlots>,
+    /// Shards of parity that a segment should have: so many others of it may be lost.
+    parity: usize,
+    /// So many shards of a segment may be on devices that fail together.
+    per_domain: usize,
+    /// Usable devices, those together that fail together.
+    domains: Domains,
+    /// Counts up when devices come, go, or are taken for something else.
+    changes: u64,
 }
+
+/// Numbers of devices, those together that fail together.
+type Domains = Vec<Vec<usize>>;
 
 impl SlotTable {
     pub(crate) fn new(slots: impl Iterator<Item = (u32, bool)>) -> Self {
@@ -165,6 +188,9 @@ impl SlotTable {
                     states,
                     counts,
                     cursor: 0,
+                    present: usable,
+                    health: Health::Healthy,
+                    domain: 0,
                     usable,
                     kept: 0,
                     kept_full: 0,
@@ -173,7 +199,93 @@ impl SlotTable {
                 }
             })
             .collect();
-        Self { devices }
+        let mut table = Self { devices, parity: 0, per_domain: usize::MAX, domains: Vec::new(), changes: 0 };
+        table.devices.iter_mut().enumerate().for_each(|(n, slots)| slots.domain = n);
+        table.choose();
+        table
+    }
+
+    /// Says how much parity a segment should have, how far each device is trusted, and which fail together: those with the
+    /// same name, unless that is empty.
+    pub(crate) fn set_rules<'a>(&mut self, parity: u8, devices: impl Iterator<Item = (Health, &'a str)>) {
+        self.parity = usize::from(parity);
+        let mut domains = BTreeMap::new();
+        for (number, (slots, (health, domain))) in self.devices.iter_mut().zip(devices).enumerate() {
+            slots.health = health;
+            slots.domain = if domain.is_empty() { number } else { *domains.entry(domain).or_insert(number) };
+        }
+        self.choose();
+    }
+
+    /// Chooses which devices get new segments. Healthy ones, as long as a copy of everything beside as much parity as there
+    /// should be has room on them; else degraded ones too, and then suspect ones. Where not even all of those are enough,
+    /// it is put up with that a failure domain has more shards than may be lost.
+    fn choose(&mut self) {
+        let needed = self.parity + 1;
+        self.changes += 1;
+        self.per_domain = if self.parity == 0 { usize::MAX } else { self.parity };
+        for most in [Health::Healthy, Health::Degraded, Health::Suspect] {
+            for slots in &mut self.devices {
+                slots.usable = slots.present && slots.health <= most;
+            }
+            self.domains = self.by_domain(|slots| slots.usable);
+            if self.width() >= needed {
+                return;
+            }
+        }
+        self.per_domain = usize::MAX;
+    }
+
+    /// Devices for which something holds, by failure domain.
+    fn by_domain(&self, is_one: impl Fn(&DeviceSlots) -> bool) -> Domains {
+        let mut domains = BTreeMap::<usize, Vec<usize>>::new();
+        for (number, slots) in self.devices.iter().enumerate().filter(|(_, slots)| is_one(slots)) {
+            domains.entry(slots.domain).or_default().push(number);
+        }
+        domains.into_values().collect()
+    }
+
+    /// How many shards a segment can have at most.
+    pub(crate) fn width(&self) -> usize {
+        width(&self.domains, self.per_domain)
+    }
+
+    /// The same if nothing may be put up with.
+    pub(crate) fn width_apart(&self) -> usize {
+        width(&self.domains, if self.parity == 0 { usize::MAX } else { self.parity })
+    }
+
+    /// Of some devices in the order in which they are wanted, so many that no failure domain has too many of them.
+    fn spread(&self, wanted: impl Iterator<Item = usize>, count: usize, per_domain: usize) -> Vec<usize> {
+        let mut taken = BTreeMap::<usize, usize>::new();
+        let fits = |number: &usize| {
+            let of_domain = taken.entry(self.devices[*number].domain).or_default();
+            *of_domain += 1;
+            *of_domain <= per_domain
+        };
+        wanted.filter(fits).take(count).collect()
+    }
+
+    /// Counts up when devices come, go, or are taken for something else.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// How far a device is trusted from now on.
+    pub(crate) fn set_health(&mut self, device: DeviceIndex, health: Health) {
+        self.devices[usize::from(device.0)].health = health;
+        self.choose();
+    }
+
+    /// Whether new segments may be placed on a device.
+    pub(crate) fn is_usable(&self, device: DeviceIndex) -> bool {
+        self.devices.get(usize::from(device.0)).is_some_and(|slots| slots.usable)
+    }
+
+    /// Slots of a device, and how many of them are free.
+    pub(crate) fn room_of(&self, device: DeviceIndex) -> (u64, u64) {
+        let slots = &self.devices[usize::from(device.0)];
+        (slots.states.len() as u64, u64::from(slots.free()))
     }
 
     /// Notes that a slot is used by a segment, or by what is mapped. Says whether it was free before.
@@ -206,12 +318,27 @@ impl SlotTable {
     }
 
     pub(crate) fn set_usable(&mut self, device: DeviceIndex, usable: bool) {
-        self.devices[usize::from(device.0)].usable = usable;
+        self.devices[usize::from(device.0)].present = usable;
+        self.choose();
     }
 
-    /// How many devices new segments may be placed on.
-    pub(crate) fn usable(&self) -> usize {
-        self.devices.iter().filter(|slots| slots.usable).count()
+    /// Devices for so many copies of metadata: those that new segments are placed on first, then those with the most room.
+    /// Copies that share a device are as many as there are too few of them; none where a device that counts has no room.
+    pub(crate) fn devices_for_copies(&self, copies: usize, is_metadata: bool) -> Vec<DeviceIndex> {
+        let there = self.by_domain(|slots| if is_metadata { slots.takes_metadata() } else { slots.usable });
+        let (wanted, per_domain) = if width(&there, self.per_domain) >= copies {
+            (copies, self.per_domain)
+        } else {
+            (width(&there, usize::MAX).min(copies).max(1), usize::MAX)
+        };
+        let at_hand = |number: &usize| self.at_hand_on(DeviceIndex(*number as u16), is_metadata);
+        let mut order: Vec<usize> = (0..self.devices.len()).filter(|number| at_hand(number) > 0).collect();
+        order.sort_by_key(|number| (!self.devices[*number].usable, std::cmp::Reverse(at_hand(number))));
+        let chosen = self.spread(order.into_iter(), wanted, per_domain);
+        match chosen.len() == wanted {
+            true => chosen.into_iter().map(|number| DeviceIndex(number as u16)).collect(),
+            false => Vec::new(),
+        }
     }
 
     /// Takes a free slot of a device for a database or the log, searching from `start`.
@@ -367,13 +494,14 @@ impl SlotTable {
     pub(crate) fn place(&mut self, members: usize) -> Result<Vec<Placement>, PoolError> {
         let mut order: Vec<usize> =
             (0..self.devices.len()).filter(|d| self.devices[*d].placeable_now() > 0).collect();
-        if order.len() < members {
+        order.sort_by_key(|d| std::cmp::Reverse(self.devices[*d].placeable()));
+        let chosen = self.spread(order.into_iter(), members, self.per_domain);
+        if chosen.len() < members {
             return Err(PoolError::NoSpace { purpose: "a segment" });
         }
-        order.sort_by_key(|d| std::cmp::Reverse(self.devices[*d].placeable()));
-        let placed = order[..members]
-            .iter()
-            .map(|d| self.take(DeviceIndex(*d as u16)).expect("it has a free slot"))
+        let placed = chosen
+            .into_iter()
+            .map(|d| self.take(DeviceIndex(d as u16)).expect("it has a free slot"))
             .collect();
         Ok(placed)
     }
@@ -382,7 +510,7 @@ impl SlotTable {
     pub(crate) fn at_hand_on(&self, device: DeviceIndex, is_metadata: bool) -> u32 {
         let slots = &self.devices[usize::from(device.0)];
         match is_metadata {
-            true if slots.usable => slots.at_hand(),
+            true if slots.takes_metadata() => slots.at_hand(),
             true => 0,
             false => slots.placeable_now(),
         }
@@ -390,7 +518,7 @@ impl SlotTable {
 
     /// Slots that are free, or as many as should be kept, whichever is more.
     pub(crate) fn room_for_metadata(&self) -> u64 {
-        let usable = || self.devices.iter().filter(|slots| slots.usable);
+        let usable = || self.devices.iter().filter(|slots| slots.takes_metadata());
         let free: u64 = usable().map(|slots| u64::from(slots.free())).sum();
         free.max(usable().map(|slots| u64::from(slots.kept_full)).sum())
     }
@@ -402,16 +530,17 @@ impl SlotTable {
                 .saturating_sub(u64::from(d.count(SlotState::Mapped)))
                 .saturating_sub(u64::from(d.kept_full))
         };
-        let all: Vec<u64> = self.devices.iter().map(for_segments).collect();
-        segments_placeable(&all, members as u64)
+        let per_domain = if self.parity == 0 { usize::MAX } else { self.parity };
+        let room = |number: usize| for_segments(&self.devices[number]);
+        segments_placeable(&self.by_domain(|_| true), members, per_domain, room)
     }
 
     /// What room there is for segments of so many members.
     pub(crate) fn space(&self, members: usize) -> Space {
         let usable = || self.devices.iter().filter(|d| d.usable);
-        let placeable: Vec<u64> = usable().map(|d| u64::from(d.placeable())).collect();
         // With members missing, segments have fewer shards rather than no place.
-        let members = members.min(placeable.len()).max(1);
+        let members = members.min(self.width()).max(1);
+        let room = |number: usize| u64::from(self.devices[number].placeable());
         Space {
             slots: self.devices.iter().map(|d| d.states.len() as u64).sum(),
             free: self.devices.iter().map(|d| u64::from(d.free())).sum(),
@@ -419,15 +548,30 @@ impl SlotTable {
             lent: usable().map(|d| u64::from(d.kept_full - d.kept)).sum(),
             left: usable().map(|d| u64::from(d.count(SlotState::Left))).sum(),
             freeing: self.devices.iter().map(|d| u64::from(d.count(SlotState::Freeing))).sum(),
-            segments_placeable: segments_placeable(&placeable, members as u64),
+            segments_placeable: segments_placeable(&self.domains, members, self.per_domain, room),
         }
     }
 }
 
-/// The largest S with sum(min(free, S)) >= S * members: each segment takes at most one slot per device.
-fn segments_placeable(free: &[u64], members: u64) -> u64 {
-    let fits = |s: u64| free.iter().map(|f| (*f).min(s)).sum::<u64>() >= s * members;
-    let (mut low, mut high) = (0, free.iter().sum::<u64>() / members.max(1));
+/// How many devices of some can each have a shard of the same segment.
+fn width(domains: &[Vec<usize>], per_domain: usize) -> usize {
+    domains.iter().map(|devices| devices.len().min(per_domain)).sum()
+}
+
+/// How many segments fit where each takes at most one slot of a device, and `per_domain` of those that fail together: the
+/// largest S for which the sum of min(S * `per_domain`, the sum of min(free, S) over a domain) over all is at least S * members.
+fn segments_placeable(
+    domains: &[Vec<usize>],
+    members: usize,
+    per_domain: usize,
+    free: impl Fn(usize) -> u64,
+) -> u64 {
+    let (members, per_domain) = (members as u64, per_domain as u64);
+    let of_domain = |domain: &Vec<usize>, s: u64| {
+        domain.iter().map(|n| free(*n).min(s)).sum::<u64>().min(s.saturating_mul(per_domain))
+    };
+    let fits = |s: u64| domains.iter().map(|domain| of_domain(domain, s)).sum::<u64>() >= s * members;
+    let (mut low, mut high) = (0, domains.iter().flatten().map(|n| free(*n)).sum::<u64>() / members.max(1));
     while low < high {
         let middle = (low + high).div_ceil(2);
         if fits(middle) {
@@ -445,13 +589,103 @@ mod tests {
 
     #[test]
     fn mixed_sizes_hold_what_the_geometry_allows() {
-        assert_eq!(segments_placeable(&[10], 1), 10);
-        assert_eq!(segments_placeable(&[10, 4], 2), 4);
-        assert_eq!(segments_placeable(&[4, 2, 2, 1, 1, 1], 2), 5);
-        assert_eq!(segments_placeable(&[8, 2, 2, 1, 1, 1], 2), 7);
-        assert_eq!(segments_placeable(&[3, 3, 3], 2), 4);
-        assert_eq!(segments_placeable(&[], 1), 0);
-        assert_eq!(segments_placeable(&[5], 2), 0);
+        let apart = |free: &[u64], members| {
+            let domains: Vec<_> = (0..free.len()).map(|n| vec![n]).collect();
+            segments_placeable(&domains, members, 1, |n| free[n])
+        };
+        assert_eq!(apart(&[10], 1), 10);
+        assert_eq!(apart(&[10, 4], 2), 4);
+        assert_eq!(apart(&[4, 2, 2, 1, 1, 1], 2), 5);
+        assert_eq!(apart(&[8, 2, 2, 1, 1, 1], 2), 7);
+        assert_eq!(apart(&[3, 3, 3], 2), 4);
+        assert_eq!(apart(&[], 1), 0);
+        assert_eq!(apart(&[5], 2), 0);
+        // Two shards of each segment in one domain at most, four in all.
+        let together = |domains: &[Vec<usize>], last| {
+            segments_placeable(domains, 4, 2, |n| if n == 9 { last } else { 5 })
+        };
+        assert_eq!(together(&[vec![0, 1, 2], vec![3, 4, 5]], 0), 7);
+        assert_eq!(together(&[vec![0, 1, 2], vec![3]], 0), 0);
+        assert_eq!(together(&[vec![0, 1, 2], vec![3], vec![9]], 2), 2);
+        assert_eq!(segments_placeable(&[vec![0], vec![1]], 1, usize::MAX, |_| 3), 6);
+    }
+
+    fn devices(count: u32, parity: u8, domains: &[&str]) -> SlotTable {
+        let mut table = SlotTable::new((0..count).map(|_| (8, true)));
+        let named = |n: u32| domains.get(n as usize).copied().unwrap_or_default();
+        table.set_rules(parity, (0..count).map(|n| (Health::Healthy, named(n))));
+        table
+    }
+
+    fn on(places: &[Placement]) -> Vec<u16> {
+        let mut on: Vec<u16> = places.iter().map(|place| place.0.0).collect();
+        on.sort_unstable();
+        on
+    }
+
+    #[test]
+    fn new_segments_go_to_healthy_devices_as_long_as_those_are_enough() {
+        let mut table = devices(6, 2, &[]);
+        for health in [Health::Degraded, Health::Suspect, Health::Draining, Health::Failed] {
+            table.set_health(DeviceIndex(3), health);
+            assert_eq!(table.width(), 5);
+            assert!(!on(&table.place(5).unwrap()).contains(&3), "{health:?}");
+            assert!(table.place(6).is_err());
+        }
+        table.set_health(DeviceIndex(3), Health::Healthy);
+        assert_eq!(on(&table.place(6).unwrap()).len(), 6);
+        // Of three and one copy more than may be lost, two are left: a degraded one comes before a suspect one.
+        let mut table = devices(3, 1, &[]);
+        table.set_health(DeviceIndex(0), Health::Suspect);
+        table.set_health(DeviceIndex(1), Health::Degraded);
+        assert_eq!(on(&table.place(2).unwrap()), [1, 2]);
+        table.set_usable(DeviceIndex(2), false);
+        assert_eq!(on(&table.place(2).unwrap()), [0, 1]);
+        table.set_health(DeviceIndex(0), Health::Draining);
+        assert_eq!((table.width(), on(&table.place(1).unwrap())), (1, vec![1]));
+        // A pool's only device is used as long as it can be.
+        let mut table = devices(1, 0, &[]);
+        table.set_health(DeviceIndex(0), Health::Suspect);
+        assert_eq!(on(&table.place(1).unwrap()), [0]);
+    }
+
+    #[test]
+    fn no_failure_domain_has_more_shards_than_may_be_lost() {
+        let mut table = devices(6, 2, &["a", "a", "a", "b", "b", ""]);
+        assert_eq!(table.width(), 5);
+        for _ in 0..5 {
+            let on = on(&table.place(5).unwrap());
+            assert!(on.iter().filter(|n| **n < 3).count() == 2 && on.contains(&5), "{on:?}");
+        }
+        assert!(table.place(6).is_err());
+        // As many as are kept are told.
+        let mut table = devices(4, 1, &["a", "a", "b", "b"]);
+        assert_eq!((table.width(), table.space(2).segments_placeable, table.segments_total(2)), (2, 16, 16));
+        for _ in 0..16 {
+            let on = on(&table.place(2).unwrap());
+            assert!(on[0] < 2 && on[1] >= 2, "{on:?}");
+        }
+        assert_eq!(table.space(2).segments_placeable, 0);
+        // With one domain gone a second copy in the other is better than none.
+        let mut table = devices(4, 1, &["a", "a", "b", "b"]);
+        table.set_usable(DeviceIndex(2), false);
+        table.set_usable(DeviceIndex(3), false);
+        assert_eq!(on(&table.place(2).unwrap()), [0, 1]);
+    }
+
+    #[test]
+    fn copies_of_metadata_are_spread_as_well() {
+        let mut table = devices(6, 2, &["a", "a", "a", "b", "b", "b"]);
+        let copies = table.devices_for_copies(3, true);
+        assert_eq!(copies.iter().filter(|device| device.0 < 3).count().abs_diff(1), 1, "{copies:?}");
+        // A suspect device is the last to be taken, and taken before there are too few.
+        table.set_health(copies[0], Health::Suspect);
+        assert!(!table.devices_for_copies(3, true).contains(&copies[0]));
+        for n in (0..6).map(DeviceIndex).filter(|n| !copies.contains(n)) {
+            table.set_usable(n, false);
+        }
+        assert_eq!(table.devices_for_copies(3, true).len(), 3);
+        assert!(devices(1, 0, &[]).devices_for_copies(2, true) == [DeviceIndex(0)]);
     }
 
     #[test]

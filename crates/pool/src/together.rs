@@ -2,7 +2,20 @@
 
 use crate::PoolError;
 
-/// Does the work for the first item on this thread, and for each other one on a thread of its own; returns when all is done.
+/// Does the work for the first item on this thread, and for each other one on a thread of its own. Returns when all is done,
+/// with what came of each.
+pub fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let Some((first, others)) = items.split_first() else { return Vec::new() };
+    let work = &work;
+    std::thread::scope(|scope| {
+        let others: Vec<_> = others.iter().map(|item| scope.spawn(move || work(item))).collect();
+        let mut outcomes = vec![work(first)];
+        outcomes.extend(others.into_iter().map(|thread| thread.join().expect("device work does not panic")));
+        outcomes
+    })
+}
+
+/// The same with work that may fail.
 ///
 /// # Errors
 /// The first in the order of the items.
@@ -10,13 +23,5 @@ pub fn together<T: Sync>(
     items: &[T],
     work: impl Fn(&T) -> Result<(), PoolError> + Sync,
 ) -> Result<(), PoolError> {
-    let Some((first, others)) = items.split_first() else { return Ok(()) };
-    let work = &work;
-    std::thread::scope(|scope| {
-        let others: Vec<_> = others.iter().map(|item| scope.spawn(move || work(item))).collect();
-        let first = work(first);
-        others
-            .into_iter()
-            .fold(first, |so_far, thread| so_far.and(thread.join().expect("device work does not panic")))
-    })
+    side_by_side(items, work).into_iter().collect()
 }

@@ -17,15 +17,18 @@ use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::extent::decode_window;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
-use aegisfs_format::value::{Damage, is_tombstone};
+use aegisfs_format::value::{Damage, Mended, MendedList, is_tombstone};
 use parking_lot::Mutex;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 
 /// How keys begin, behind which the chunk's number follows.
 const DAMAGE_KEY: &[u8] = b"damage/";
+/// Where it stands in the configuration what was mended, and how much of that is kept.
+const MENDED_KEY: &[u8] = b"mended";
+const MENDED_MAX: usize = 256;
 /// Chunks that are taken on record; whoever finds more knows that it is bad, and reading tells.
 const RECORDED_MAX: usize = 1 << 20;
 /// Bytes of a source that are looked at in one go.
@@ -37,6 +40,15 @@ const DROPPED_PER_CHANGE: usize = 1000;
 #[derive(Debug, Default)]
 pub(crate) struct DamageBook {
     chunks: Mutex<BTreeSet<ChunkId>>,
+    mended: Mutex<MendedBook>,
+}
+
+/// The last things that were mended.
+#[derive(Debug, Default)]
+struct MendedBook {
+    list: VecDeque<Mended>,
+    /// Not all of them are stored.
+    has_news: bool,
 }
 
 /// A part of a file that cannot be read.
@@ -86,12 +98,46 @@ fn damage_key(chunk: ChunkId) -> Vec<u8> {
 impl Store {
     /// Reads the record, once, when the store is opened.
     pub(crate) fn load_damage(&self) -> Result<(), StoreError> {
+        if let Some(stored) = self.view().get(Table::Config, MENDED_KEY)? {
+            self.damage.mended.lock().list = MendedList::decode(&stored)?.0.into();
+        }
         let mut chunks = self.damage.chunks.lock();
         self.view().scan(Table::Config, DAMAGE_KEY, key::prefix_end(DAMAGE_KEY).as_deref(), &mut |key, _| {
             let number = key[DAMAGE_KEY.len()..].first_chunk::<8>();
             chunks.extend(number.map(|number| ChunkId(u64::from_be_bytes(*number))));
             ControlFlow::Continue(())
         })
+    }
+
+    /// Notes that something was damaged and is mended; of what came before only the latest is kept.
+    pub(crate) fn note_mended(
+        &self,
+        chunk: Option<ChunkId>,
+        (segment, slot_offset, cell): (SegmentId, u32, u8),
+        device: DeviceIndex,
+    ) {
+        let damage = Damage { found: self.clock.now(), segment, slot_offset, cell, device };
+        let mut mended = self.damage.mended.lock();
+        if mended.list.len() >= MENDED_MAX {
+            mended.list.pop_front();
+        }
+        mended.list.push_back(Mended { damage, chunk });
+        mended.has_news = true;
+    }
+
+    /// The last things that were mended, the oldest first.
+    pub fn mended(&self) -> Vec<Mended> {
+        self.damage.mended.lock().list.iter().copied().collect()
+    }
+
+    /// What has to be stored of that, if anything has.
+    pub(crate) fn take_mended_news(&self) -> Option<Op> {
+        let mut mended = self.damage.mended.lock();
+        if !std::mem::take(&mut mended.has_news) {
+            return None;
+        }
+        let value = MendedList(mended.list.iter().copied().collect()).encode();
+        Some(Op::Put { table: Table::Config, key: MENDED_KEY.to_vec(), value })
     }
 
     /// Whether a chunk is on record as lost.

@@ -79,6 +79,7 @@ impl Store {
                     continue;
                 }
                 found.damaged += 1;
+                self.pool.note_damage(place.0, 1);
                 if mends {
                     let write = || Ok(self.pool.write_slot(*place, u64::from(offset), &right)?);
                     if !self.while_there(id, write)? {
@@ -86,6 +87,9 @@ impl Store {
                     }
                     found.repaired += 1;
                     found.written += cell_bytes;
+                    if self.pool.readable(*place) {
+                        self.note_mended(None, (id, offset, *number), place.0);
+                    }
                 }
             }
             offset += row.head.cell_bytes;
@@ -121,6 +125,7 @@ impl Store {
                 return Ok(false);
             }
             found.damaged += u64::from(is_wrong);
+            self.pool.note_damage(place.0, u64::from(is_wrong));
             found.repaired += u64::from(is_wrong && mends);
             found.written += if is_wrong && mends { right.len() as u64 } else { 0 };
         }

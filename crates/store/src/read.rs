@@ -16,7 +16,7 @@ use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::Segment;
-use aegisfs_pool::{Erasure, Placement};
+use aegisfs_pool::{Erasure, Placement, PoolError, side_by_side};
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -85,6 +85,39 @@ impl Layout {
             _ => self.places.get(usize::from(cell)).map_or(&[], std::slice::from_ref),
         }
     }
+}
+
+/// How long a device is waited for whose bytes may be had elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not long, if it hesitated before; and one that is about to fail is not asked at all.
+    Soon,
+    /// Until it answers.
+    Long,
+}
+
+/// Why a copy is of no use.
+pub(crate) enum Unread {
+    /// Its device does not answer in time.
+    Late,
+    /// It cannot be read, or does not verify.
+    Bad(String),
+}
+
+impl Unread {
+    pub(crate) fn reason(self) -> String {
+        match self {
+            Self::Late => "its device does not answer in time".into(),
+            Self::Bad(reason) => reason,
+        }
+    }
+}
+
+/// What became of the copies of a frame that were no use.
+#[derive(Default)]
+struct Tried {
+    bad: Vec<(Placement, String)>,
+    reasons: Vec<String>,
 }
 
 /// A decoded frame and which of its chunks were verified.
@@ -183,10 +216,11 @@ impl Store {
         let (segment, cell, start) = key_of(&run[0]);
         // A segment that has gone had its chunks moved elsewhere.
         let Ok(layout) = self.layout(segment) else { return Ok(()) };
-        let there = layout.copies(cell).iter().find(|place| self.pool.readable(**place));
+        let is_there = |place: &Placement| self.pool.readable(*place) && !self.pool.is_avoided(*place);
+        let there = self.pool.by_preference(layout.copies(cell)).into_iter().find(is_there);
         let span = match there {
-            Some(place) => self.read_span(*place, start, end - start),
-            None => self.decode_span(&layout, cell, start, end - start),
+            Some(place) => self.read_span(place, start, end - start, Wait::Soon),
+            None => self.decode_span(&layout, cell, start, end - start, Wait::Soon),
         };
         let Ok(span) = span else { return Ok(()) };
         for frame in run {
@@ -288,28 +322,19 @@ impl Store {
         Ok(frame)
     }
 
-    /// Reads a frame from the first copy in which the chunk verifies, and heals the ones before it.
+    /// Reads a frame from the best copy in which the chunk verifies, and heals the ones that were asked before it.
+    ///
+    /// What lies on a device that is slow, or about to fail, is had elsewhere if it can be; only then is it waited for.
     fn load(&self, chunk: ChunkId, descriptor: &Descriptor) -> Result<Vec<u8>, StoreError> {
         let place = &descriptor.frame;
         let layout = self.layout(place.segment)?;
-        let mut bad = Vec::new();
-        let mut reasons = Vec::new();
-        let mut sound = None;
-        for slot in layout.copies(place.cell) {
-            match self.load_copy(*slot, descriptor) {
-                Ok(found) => {
-                    sound = Some(found);
-                    break;
-                }
-                Err(reason) => bad.push((*slot, reason)),
-            }
-        }
+        let mut tried = Tried::default();
+        let mut sound = self.load_from_any(&layout, descriptor, Wait::Soon, &mut tried);
         if sound.is_none() {
-            match self.load_decoded(&layout, descriptor) {
-                Ok(found) => sound = found,
-                Err(reason) => reasons.push(reason),
-            }
+            tried = Tried::default();
+            sound = self.load_from_any(&layout, descriptor, Wait::Long, &mut tried);
         }
+        let Tried { bad, mut reasons } = tried;
         if !bad.is_empty() && self.descriptor(chunk).is_ok_and(|now| now.frame == *place) {
             for (slot, reason) in &bad {
                 reasons.push(format!("device {}: {reason}", slot.0));
@@ -318,6 +343,7 @@ impl Store {
                     continue;
                 }
                 Counters::add(&self.counters.frames_damaged, 1);
+                self.pool.note_damage(slot.0, 1);
                 tracing::warn!(
                     chunk = chunk.0,
                     segment = place.segment.0,
@@ -340,18 +366,51 @@ impl Store {
         })
     }
 
+    /// Asks one copy after the other, then the other cells of its row.
+    fn load_from_any(
+        &self,
+        layout: &Layout,
+        descriptor: &Descriptor,
+        wait: Wait,
+        tried: &mut Tried,
+    ) -> Option<(Vec<u8>, Span)> {
+        for slot in self.pool.by_preference(layout.copies(descriptor.frame.cell)) {
+            if wait == Wait::Soon && self.pool.is_avoided(slot) {
+                continue;
+            }
+            match self.load_copy(slot, descriptor, wait) {
+                Ok(found) => return Some(found),
+                Err(Unread::Late) => {}
+                Err(Unread::Bad(reason)) => tried.bad.push((slot, reason)),
+            }
+        }
+        match self.load_decoded(layout, descriptor, wait) {
+            Ok(found) => found,
+            Err(reason) => {
+                tried.reasons.push(reason);
+                None
+            }
+        }
+    }
+
     /// Reads and verifies one copy; returns the plain frame and the stored one.
     pub(crate) fn load_copy(
         &self,
         slot: Placement,
         descriptor: &Descriptor,
-    ) -> Result<(Vec<u8>, Span), String> {
+        wait: Wait,
+    ) -> Result<(Vec<u8>, Span), Unread> {
         let place = &descriptor.frame;
         let stored =
-            self.read_span(slot, place.slot_offset, place.stored_bytes).map_err(|e| e.to_string())?;
-        let plain = decode(place, stored.bytes())?;
+            self.read_span(slot, place.slot_offset, place.stored_bytes, wait).map_err(
+                |error| match error {
+                    StoreError::Pool(PoolError::Slow { .. }) => Unread::Late,
+                    error => Unread::Bad(error.to_string()),
+                },
+            )?;
+        let plain = decode(place, stored.bytes()).map_err(Unread::Bad)?;
         if !verifies(descriptor, &plain) {
-            return Err("its hash does not match".into());
+            return Err(Unread::Bad("its hash does not match".into()));
         }
         Ok((plain, stored))
     }
@@ -364,6 +423,7 @@ impl Store {
         &self,
         layout: &Layout,
         descriptor: &Descriptor,
+        wait: Wait,
     ) -> Result<Option<(Vec<u8>, Span)>, String> {
         let place = &descriptor.frame;
         if layout.shards.0 == 1 || place.cell >= layout.shards.0 {
@@ -376,11 +436,14 @@ impl Store {
             }
             Ok((plain, stored))
         };
-        let span = self.decode_span(layout, place.cell, place.slot_offset, place.stored_bytes);
+        let span = self.decode_span(layout, place.cell, place.slot_offset, place.stored_bytes, wait);
         if let Ok(found) = span.map_err(|error| error.to_string()).and_then(verified) {
             return Ok(Some(found));
         }
-        let others = self.read_others(layout, place.cell, place.slot_offset, place.stored_bytes, true);
+        if wait == Wait::Soon {
+            return Err("too few other cells of its row can be had at once".into());
+        }
+        let others = self.read_others(layout, place.cell, place.slot_offset, place.stored_bytes, true, wait);
         let needed = usize::from(layout.shards.0);
         // First those by which each of them is left out once.
         let in_turn = (0..others.len()).filter(|_| needed <= others.len());
@@ -401,8 +464,15 @@ impl Store {
     }
 
     /// Makes a span of a cell from the same span of as many others as are needed, without verifying them.
-    fn decode_span(&self, layout: &Layout, cell: u8, offset: u32, bytes: u32) -> Result<Span, StoreError> {
-        let others = self.read_others(layout, cell, offset, bytes, false);
+    fn decode_span(
+        &self,
+        layout: &Layout,
+        cell: u8,
+        offset: u32,
+        bytes: u32,
+        wait: Wait,
+    ) -> Result<Span, StoreError> {
+        let others = self.read_others(layout, cell, offset, bytes, false, wait);
         if others.len() < usize::from(layout.shards.0) || cell >= layout.shards.0 {
             let (device, slot) = layout.places.get(usize::from(cell)).copied().unwrap_or_default();
             return Err(aegisfs_pool::PoolError::Absent { device, slot }.into());
@@ -420,18 +490,30 @@ impl Store {
         offset: u32,
         bytes: u32,
         all: bool,
+        wait: Wait,
     ) -> Vec<(usize, Span)> {
-        let mut there = Vec::new();
-        let others = layout.places.iter().enumerate().filter(|(number, _)| *number != usize::from(cell));
-        for (number, place) in others {
-            if self.pool.readable(*place)
-                && let Ok(span) = self.read_span(*place, offset, bytes)
-            {
-                there.push((number, span));
-                if !all && there.len() == usize::from(layout.shards.0) {
-                    break;
-                }
-            }
+        let needed = usize::from(layout.shards.0);
+        let is_other = |place: &Placement| Some(place) != layout.places.get(usize::from(cell));
+        let others: Vec<Placement> = layout
+            .places
+            .iter()
+            .copied()
+            .filter(|place| is_other(place) && self.pool.readable(*place))
+            .collect();
+        let order = self.pool.by_preference(&others);
+        let read = |place: &Placement| self.read_span(*place, offset, bytes, wait);
+        let (mut there, mut rest) = (Vec::new(), &order[..]);
+        while !rest.is_empty() && (all || there.len() < needed) {
+            let wanted = if all { rest.len() } else { (needed - there.len()).min(rest.len()) };
+            let (now, later) = rest.split_at(wanted);
+            let spans = match self.pool.pays_side_by_side(now) {
+                true => side_by_side(now, read),
+                false => now.iter().map(read).collect(),
+            };
+            let number = |place: &Placement| layout.places.iter().position(|other| other == place);
+            there
+                .extend(now.iter().zip(spans).filter_map(|(place, span)| Some((number(place)?, span.ok()?))));
+            rest = later;
         }
         there
     }
@@ -482,7 +564,7 @@ impl Store {
     }
 
     /// Reads whole blocks around a span of a slot.
-    fn read_span(&self, slot: Placement, offset: u32, bytes: u32) -> Result<Span, StoreError> {
+    fn read_span(&self, slot: Placement, offset: u32, bytes: u32, wait: Wait) -> Result<Span, StoreError> {
         let block = BLOCK_BYTES as u64;
         let first = u64::from(offset) / block * block;
         let end = (u64::from(offset) + u64::from(bytes)).next_multiple_of(block);
@@ -492,7 +574,10 @@ impl Store {
         }
         let mut span = Span { blocks: BUFFER.take(), skip: (u64::from(offset) - first) as usize, bytes };
         span.blocks.set_length((end - first) as usize);
-        self.pool.read_slot(slot, first, &mut span.blocks)?;
+        match wait {
+            Wait::Soon => self.pool.read_slot_soon(slot, first, &mut span.blocks)?,
+            Wait::Long => self.pool.read_slot(slot, first, &mut span.blocks)?,
+        }
         Counters::add(&self.counters.device_reads, 1);
         Counters::add(&self.counters.frames_read, 1);
         Ok(span)
@@ -510,7 +595,8 @@ impl Store {
             return;
         }
         for slot in bad {
-            let healed = self.read_span(*slot, place.slot_offset, place.stored_bytes).and_then(|mut span| {
+            let old = self.read_span(*slot, place.slot_offset, place.stored_bytes, Wait::Long);
+            let healed = old.and_then(|mut span| {
                 let skip = span.skip;
                 span.blocks[skip..skip + stored.len()].copy_from_slice(stored);
                 let first = u64::from(place.slot_offset) - skip as u64;
@@ -519,6 +605,8 @@ impl Store {
             match healed {
                 Ok(()) => {
                     Counters::add(&self.counters.frames_healed, 1);
+                    let at = (place.segment, place.slot_offset, place.cell);
+                    self.note_mended(Some(chunk), at, slot.0);
                     tracing::warn!(chunk = chunk.0, device = slot.0.0, "healed from another copy");
                 }
                 Err(error) => tracing::warn!(%error, chunk = chunk.0, "could not be healed"),
@@ -603,7 +691,8 @@ pub(crate) mod tests {
         let layout = store.layout(before.frame.segment).unwrap();
         let places = &layout.places;
         let content = |slot| {
-            let span = store.read_span(slot, before.frame.slot_offset, before.frame.stored_bytes).unwrap();
+            let frame = &before.frame;
+            let span = store.read_span(slot, frame.slot_offset, frame.stored_bytes, Wait::Long).unwrap();
             span.bytes().to_vec()
         };
         let stored = content(places[0]);

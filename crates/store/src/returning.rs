@@ -9,14 +9,14 @@
 //!    is written anew: copies of metadata that share a device, and segments that have fewer shards.
 //! 5. A checkpoint lets go of the log before. It is flushed, and noted as a member on all devices.
 //!
-//! What ends this early leaves the device out, as stale as it was; it begins again at the next mount.
+//! What ends this early leaves the device out, as stale as it was; it begins again after a while, or at the next mount.
 
 use crate::StoreError;
 use crate::clean::{Cleaned, Moved};
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::sabotage::{Edge, removed};
-use aegisfs_base::{DeviceIndex, FaultKind, SegmentId};
+use aegisfs_base::{DeviceIndex, SegmentId};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_pool::Database;
@@ -31,8 +31,11 @@ use std::time::{Duration, Instant};
 /// How long whoever is writing a row to a segment may take.
 const IN_FLIGHT_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
-/// How long it waits for room before it begins again.
-const AGAIN: Duration = Duration::from_secs(10);
+/// How long it waits before it begins again: at first, and at most where that keeps failing.
+const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// How often it looks whether somebody is to be brought back.
+const IDLE: Duration = Duration::from_millis(100);
 
 /// How far a device has come that is being brought up to date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,21 +81,21 @@ impl Store {
         let mut outcome = Ok(());
         for device in self.pool.stale_members() {
             self.check_writable()?;
-            let one = self.pool.begin_return(device).map_err(StoreError::from);
+            let one = self.pool.revive(device).and_then(|()| self.pool.begin_return(device));
+            let one = one.map_err(StoreError::from);
             let one = one.and_then(|()| self.bring_one_back(device, goes_on));
             let progress = self.returning.progress.lock().take();
             match one {
                 Ok(()) => done.extend(progress),
                 Err(error) => {
                     self.pool.abandon_return(device);
-                    tracing::error!(%error, device = device.0, "a device is not up to date");
                     // One that fails is no reason to leave out the next.
                     outcome = outcome.and(Err(error));
                 }
             }
         }
-        outcome?;
-        self.restore_redundancy(goes_on)?;
+        // One that stays away is no reason either to leave the others with less than they can have.
+        outcome.and(self.restore_redundancy(goes_on))?;
         Ok(done)
     }
 
@@ -260,29 +263,14 @@ pub struct ReturnThread {
 }
 
 impl ReturnThread {
-    /// Starts bringing devices back, if there are any to be brought back.
+    /// Brings devices back that were away, now and whenever one that failed answers again.
     ///
     /// # Errors
     /// When no thread can be started.
     pub fn start(store: Arc<Store>) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
-        let work = move || match run(&store, &stopping) {
-            Ok(done) => {
-                for ReturnProgress { device, data_bytes, metadata_bytes, .. } in done {
-                    tracing::info!(
-                        device = device.0,
-                        data_bytes,
-                        metadata_bytes,
-                        "a device is up to date again"
-                    );
-                }
-            }
-            Err(StoreError::Stopped) => {
-                tracing::warn!("a device is not up to date yet; the next mount goes on");
-            }
-            Err(error) => tracing::error!(%error, "a device could not be brought up to date"),
-        };
+        let work = move || run(&store, &stopping);
         let thread = std::thread::Builder::new().name("return".into()).spawn(work)?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -299,18 +287,48 @@ impl Drop for ReturnThread {
     }
 }
 
-/// Tries again after a while when there was no room: somebody may have made some.
-fn run(store: &Store, stop: &AtomicBool) -> Result<Vec<ReturnProgress>, StoreError> {
-    let goes_on = || !stop.load(Ordering::Acquire);
-    loop {
+/// Tries, and tries again when something has changed or after a while: somebody may have made room, or a device may answer
+/// again. One that keeps failing is tried less and less often.
+fn run(store: &Store, stop: &AtomicBool) {
+    let goes_on = || !stop.load(Ordering::Acquire) && store.check_writable().is_ok();
+    let mut again = AGAIN;
+    let mut told = String::new();
+    while goes_on() {
+        let changes = store.pool.placement_changes();
         match store.bring_back(&goes_on) {
-            Err(error) if error.kind() == FaultKind::NoSpace && goes_on() => {
-                let until = Instant::now() + AGAIN;
-                while goes_on() && Instant::now() < until {
-                    std::thread::sleep(Duration::from_millis(50));
+            Ok(done) => {
+                (again, told) = (AGAIN, String::new());
+                for ReturnProgress { device, data_bytes, metadata_bytes, .. } in done {
+                    tracing::info!(
+                        device = device.0,
+                        data_bytes,
+                        metadata_bytes,
+                        "a device is up to date again"
+                    );
                 }
             }
-            outcome => return outcome,
+            Err(StoreError::Stopped) if !goes_on() => {
+                tracing::warn!("a device is not up to date yet; the next mount goes on");
+                return;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if error != told {
+                    tracing::error!(error, "a device could not be brought up to date; it is tried again");
+                    told = error;
+                }
+                again = (again * 2).min(AGAIN_MAX);
+            }
+        }
+        // Whatever happened while it was at work has been seen, or counts as a change.
+        let begun = Instant::now();
+        let is_due = || {
+            let has_changed = store.pool.placement_changes() != changes && begun.elapsed() >= AGAIN;
+            let is_wanted = !store.pool.stale_members().is_empty() || !told.is_empty();
+            has_changed || is_wanted && begun.elapsed() >= again
+        };
+        while goes_on() && !is_due() {
+            std::thread::sleep(IDLE);
         }
     }
 }

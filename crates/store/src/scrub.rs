@@ -2,13 +2,16 @@
 //!
 //! Segments come first, in their order, then the pieces of the metadata. How far it is stands in the metadata, so that it
 //! goes on after a crash or at the next mount where it was. Segments that are still written to are left out: they are
-//! sealed at its start, so all that was there then is looked at. The intent log holds what a checkpoint at its start has
+//! sealed at its start, so all that was there then is looked at. At the end references are counted (`references`). The intent log holds what a checkpoint at its start has
 //! not yet taken, nothing else, and its mirrors are compared when it is replayed.
 //!
 //! As the cleaner it keeps to a rate while others read or write.
 
+mod references;
+mod schedule;
+
 use crate::StoreError;
-use crate::clean::{Cleaned, Intensity};
+use crate::clean::Cleaned;
 use crate::create::DEDUP;
 use crate::mend::Compared;
 use crate::store::Store;
@@ -19,6 +22,7 @@ use aegisfs_format::op::Op;
 use aegisfs_format::value::{Scrub, ScrubState, Segment, SegmentState};
 use aegisfs_pool::Scrubbed;
 use parking_lot::{Condvar, Mutex};
+pub use references::ReferencesCounted;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -29,6 +33,8 @@ use std::time::{Duration, Instant};
 const SCRUB_KEY: &[u8] = b"scrub";
 /// How often it notes how far it is.
 const NOTE: Duration = Duration::from_secs(5);
+/// How often it is looked whether one is due.
+const LOOK: Duration = Duration::from_secs(30);
 /// How finely it sleeps while it keeps to its rate, and how long nobody may have done anything for that to be lifted.
 const SLICE: Duration = Duration::from_millis(10);
 const QUIET: Duration = Duration::from_secs(1);
@@ -37,8 +43,12 @@ const QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Scrubber {
     intensity: AtomicU8,
+    /// It has been read from the metadata.
+    intensity_known: AtomicBool,
     /// The scrub as it is now; read from the metadata when it is first asked for.
     current: Mutex<Option<Option<Scrub>>>,
+    /// What came of counting references, once a scrub of this mount has done so.
+    references: Mutex<Option<ReferencesCounted>>,
     turn: Mutex<()>,
     wakeup: Condvar,
     stop: AtomicBool,
@@ -85,16 +95,6 @@ impl Store {
             *current = Some(Some(after));
         }
         Ok(before)
-    }
-
-    /// How much a scrub may take from those who read and write.
-    pub fn scrub_intensity(&self) -> Intensity {
-        Intensity::from_raw(self.scrubber.intensity.load(Ordering::Relaxed))
-    }
-
-    /// Says how much it may take.
-    pub fn set_scrub_intensity(&self, intensity: Intensity) {
-        self.scrubber.intensity.store(intensity as u8, Ordering::Relaxed);
     }
 
     /// Begins a scrub, from the start. Says whether none was under way.
@@ -179,6 +179,8 @@ impl Store {
                 }
             }
         }
+        let Some(references) = self.count_references(&pacer)? else { return Ok(()) };
+        scrub.counts.damaged += references.wrong;
         let ended = self.clock.now();
         self.change_scrub(|now| {
             now.filter(|now| now.state == ScrubState::Running && now.started == scrub.started)
@@ -284,7 +286,7 @@ impl<'a> Pacer<'a> {
     }
 
     fn is_early(&self, bytes: u64, took: Duration) -> bool {
-        let Some(rate) = self.store.scrub_intensity().rate() else { return false };
+        let Some(rate) = self.store.scrubber.intensity_now().rate() else { return false };
         let used = self.store.used_by_others();
         let mut others = self.others.lock();
         if others.0 != used {
@@ -328,12 +330,20 @@ fn run(store: &Store) {
     let scrubber = &store.scrubber;
     let goes_on = || !scrubber.stop.load(Ordering::Acquire) && store.check_writable().is_ok();
     let is_due = || store.is_running_still().unwrap_or(false);
+    if let Err(error) = store.scrub_intensity() {
+        tracing::error!(%error, "how much a scrub may take cannot be read");
+    }
     while goes_on() {
         {
             let mut turn = scrubber.turn.lock();
-            while goes_on() && !is_due() {
-                scrubber.wakeup.wait(&mut turn);
+            while goes_on() && !is_due() && !store.is_scrub_due() {
+                scrubber.wakeup.wait_for(&mut turn, LOOK);
             }
+        }
+        // It wakes us, so the turn is not held.
+        if let Err(error) = store.start_due_scrub() {
+            tracing::error!(%error, "a scrub is due and cannot begin");
+            scrubber.wakeup.wait_for(&mut scrubber.turn.lock(), LOOK);
         }
         if let Err(error) = store.scrub(&goes_on) {
             tracing::error!(%error, "a scrub failed");

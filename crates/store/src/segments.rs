@@ -2,7 +2,7 @@
 
 use crate::StoreError;
 use crate::store::Store;
-use aegisfs_base::{BranchId, DeviceIndex, RowIndex, SegmentId};
+use aegisfs_base::{BranchId, DeviceIndex, FaultKind, RowIndex, SegmentId};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
@@ -51,6 +51,8 @@ struct Open {
     places: Vec<Placement>,
     next_offset: u32,
     rows: u32,
+    /// Where the pool places segments had changed so many times when it was looked at last whether it should be elsewhere.
+    changes: u64,
     /// Rows handed out whose transaction has not passed the sequencer yet.
     in_flight: u32,
 }
@@ -129,6 +131,7 @@ impl Store {
     ) -> Result<RowPlace, StoreError> {
         let mut state = self.segments.state.lock();
         let at = index(purpose, shape);
+        self.settle_elsewhere(&mut state, at, shape)?;
         let mut ask = |open: &Open| {
             choose((self.pool.slot_bytes() - u64::from(open.next_offset)) as usize, open.shards.0)
         };
@@ -154,6 +157,32 @@ impl Store {
         open.rows += 1;
         open.in_flight += 1;
         Ok(place)
+    }
+
+    /// Goes on in a new segment where that is better off: it has more parity than is left of the open one, or as much on devices
+    /// that are trusted more. Where there is no room for one the open one is good enough.
+    fn settle_elsewhere(&self, state: &mut SegmentsState, at: usize, shape: Shape) -> Result<(), StoreError> {
+        let changes = self.pool.placement_changes();
+        let Some(open) = state.open[at].as_mut().filter(|open| open.changes != changes) else {
+            return Ok(());
+        };
+        open.changes = changes;
+        let written = open.places.iter().filter(|place| self.pool.is_written(**place)).count();
+        let left = written.saturating_sub(usize::from(open.shards.0));
+        let new = usize::from(self.pool.shards_now().1);
+        let is_trusted = open.places.iter().all(|place| self.pool.is_placed_on(place.0));
+        let is_whole = written == open.places.len();
+        if new < left || new == left && (is_trusted || !is_whole) {
+            return Ok(());
+        }
+        match self.open_segment(shape) {
+            Ok(better) => {
+                let open = state.open[at].replace(better).expect("it was just looked at");
+                self.retire_segment(state, open)
+            }
+            Err(error) if error.kind() == FaultKind::NoSpace => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Says that a row's transaction has passed the sequencer, or never will.
@@ -224,6 +253,7 @@ impl Store {
 
     fn open_segment(&self, shape: Shape) -> Result<Open, StoreError> {
         let segment = SegmentId(self.ids.segments.take(self)?);
+        let changes = self.pool.placement_changes();
         let (shards, places) = self.pool.open_segment(segment, shape == Shape::Wide)?;
         let value = Segment {
             state: SegmentState::Open,
@@ -245,6 +275,7 @@ impl Store {
             self.pool.abandon(&places);
             return Err(error);
         }
-        Ok(Open { segment, shards, places, next_offset: SLOT_HEADER_BYTES as u32, rows: 0, in_flight: 0 })
+        let next_offset = SLOT_HEADER_BYTES as u32;
+        Ok(Open { segment, shards, places, next_offset, rows: 0, changes, in_flight: 0 })
     }
 }

@@ -8,6 +8,7 @@ use crate::apply::{Effects, apply};
 use crate::clean::Cleaner;
 use crate::damage::DamageBook;
 use crate::dedup::Dedup;
+use crate::devices::CountsBefore;
 use crate::log::{Log, LogCounts};
 use crate::memtable::Scratch;
 use crate::metadata::{MetaView, Metadata};
@@ -128,6 +129,7 @@ pub struct Store {
     pub(crate) orphans: OrphanBook,
     pub(crate) returning: Returning,
     pub(crate) scrubber: Scrubber,
+    pub(crate) device_counts: CountsBefore,
     pub(crate) damage: DamageBook,
     poison: OnceLock<String>,
     read_only: AtomicBool,
@@ -192,6 +194,7 @@ impl Store {
             orphans: OrphanBook::default(),
             returning: Returning::default(),
             scrubber: Scrubber::default(),
+            device_counts: CountsBefore::default(),
             damage: DamageBook::default(),
             poison: OnceLock::new(),
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),

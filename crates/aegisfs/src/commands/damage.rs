@@ -14,7 +14,12 @@ use std::process::ExitCode;
 /// Shows the damage of a mount, or looks for what mends it.
 pub(crate) fn run(command: &DamageCommand, as_json: bool) -> Result<ExitCode, Failure> {
     let (answer, lines, is_left) = match command {
-        DamageCommand::List { mount } => {
+        DamageCommand::List { healed: true, mount } => {
+            let answer = living(mount)?.call("GET", "/v1/damage/mended")?;
+            let lines = mended(&answer);
+            (answer, lines, false)
+        }
+        DamageCommand::List { healed: false, mount } => {
             let answer = living(mount)?.call("GET", "/v1/damage")?;
             let lines = list(&answer);
             let is_left = answer["count"].as_u64() != Some(0);
@@ -52,6 +57,31 @@ fn digits(path: &Path) -> Result<String, Failure> {
         write!(digits, "{byte:02x}").expect("there is room");
     }
     Ok(digits)
+}
+
+fn mended(answer: &Value) -> Vec<String> {
+    let one = |mended: &Value| {
+        let number = |key: &str| mended[key].as_u64().unwrap_or(0);
+        let what = match mended["chunk"].as_u64() {
+            Some(chunk) => format!("chunk {chunk}"),
+            None => format!("cell {}", number("cell")),
+        };
+        let paths: Vec<&str> =
+            mended["paths"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let files = if paths.is_empty() { String::new() } else { format!(", in {}", paths.join(", ")) };
+        format!(
+            "{} seconds after 1970: {what} on device {}, segment {} at {}{files}",
+            number("found_unix_seconds"),
+            number("device"),
+            number("segment"),
+            number("slot_offset")
+        )
+    };
+    let mut lines: Vec<String> = answer["mended"].as_array().into_iter().flatten().map(one).collect();
+    if lines.is_empty() {
+        lines.push("nothing was mended".into());
+    }
+    lines
 }
 
 fn list(answer: &Value) -> Vec<String> {
@@ -102,6 +132,11 @@ mod tests {
                 && lines[2].starts_with("3 parts")
                 && lines[3].starts_with("1 are not")
         );
+        let one = json!({ "chunk": 5, "device": 1, "segment": 9, "slot_offset": 4096, "paths": ["/a", "/b"],
+            "found_unix_seconds": 77 });
+        let lines = mended(&json!({ "count": 1, "mended": [one] }));
+        assert_eq!(lines, ["77 seconds after 1970: chunk 5 on device 1, segment 9 at 4096, in /a, /b"]);
+        assert_eq!(mended(&json!({ "mended": [] })), ["nothing was mended"]);
         assert!(list(&json!({ "count": 0, "bytes": 0, "parts": [] }))[0].starts_with("no damage"));
     }
 }

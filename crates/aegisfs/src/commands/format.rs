@@ -31,6 +31,7 @@ pub(crate) fn run(args: &FormatArgs, as_json: bool) -> Result<ExitCode, Failure>
         }
         paths.push(places::canonical(path));
     }
+    let domains = failure_domains(&args.failure_domains, &paths)?;
     if let Some(size) = &args.size {
         make_images(&paths, size)?;
     }
@@ -51,6 +52,7 @@ pub(crate) fn run(args: &FormatArgs, as_json: bool) -> Result<ExitCode, Failure>
         label: args.label.clone(),
         compression: stored(compression),
         redundancy,
+        failure_domains: domains,
         ..CreateOptions::default()
     };
     let clock = SystemClock::default();
@@ -81,6 +83,28 @@ pub(crate) fn run(args: &FormatArgs, as_json: bool) -> Result<ExitCode, Failure>
     );
     output::print(as_json, answer, &[line]);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The failure domain of each device: what is said of it, or nothing.
+fn failure_domains(said: &[String], paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    let mut domains = vec![String::new(); paths.len()];
+    for words in said {
+        let (device, name) =
+            words.rsplit_once('=').filter(|(_, name)| !name.is_empty()).ok_or_else(|| {
+                Failure::usage(format!("failure domain '{words}' is not of the form DEVICE=NAME"))
+            })?;
+        let path = places::canonical(Path::new(device));
+        let place = paths.iter().position(|known| *known == path);
+        let place = place.ok_or_else(|| {
+            Failure::usage(format!(
+                "{device} has a failure domain, and is none of the devices to be formatted"
+            ))
+        })?;
+        if !std::mem::replace(&mut domains[place], name.to_owned()).is_empty() {
+            return Err(Failure::usage(format!("{device} has two failure domains")));
+        }
+    }
+    Ok(domains)
 }
 
 /// Reads what people call a redundancy.
@@ -184,6 +208,19 @@ fn stored(compression: Compression) -> (u8, u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failure_domains_are_those_of_the_devices() {
+        let paths = ["/x/a", "/x/b=c"].map(PathBuf::from);
+        let read = |words: &[&str]| {
+            failure_domains(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(), &paths)
+        };
+        assert_eq!(read(&[]).unwrap(), ["", ""]);
+        assert_eq!(read(&["/x/b=c=shelf 2", "/x/a=shelf 1"]).unwrap(), ["shelf 1", "shelf 2"]);
+        for wrong in [&["/x/a"][..], &["/x/a="], &["/x/d=e"], &["/x/a=1", "/x/a=2"]] {
+            assert_eq!(read(wrong).unwrap_err().exit, Exit::Usage, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn redundancies_have_names() {

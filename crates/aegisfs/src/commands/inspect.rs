@@ -21,8 +21,6 @@ use std::sync::Arc;
 
 // A superblock with a bit that is not known is refused, so while none is known none is set.
 const _: () = assert!(INCOMPAT_KNOWN == 0);
-/// Names of the health states, by number.
-const HEALTH: [&str; 5] = ["healthy", "degraded", "suspect", "draining", "failed"];
 
 /// An answer as it grows, for programs and for people.
 struct Answer {
@@ -154,7 +152,7 @@ fn describe_members(answer: &mut Answer, pool: &Pool) {
     for (index, entry) in devices.iter().enumerate() {
         let present = pool.readable((DeviceIndex(index as u16), SlotIndex(0)));
         let (state, out_since) = state_of(entry, present);
-        let health = HEALTH.get(usize::from(entry.health)).copied().unwrap_or("unknown");
+        let health = entry.health.name();
         let mut member = json!({
             "index": index,
             "uuid": entry.uuid.to_string(),

@@ -1,7 +1,7 @@
 //! scrub: everything is read on every device, and mended.
 
 use crate::cli::ScrubCommand;
-use crate::commands::living;
+use crate::commands::{living, schedule};
 use crate::control::Client;
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -29,6 +29,7 @@ pub(crate) fn run(command: &ScrubCommand, as_json: bool) -> Result<ExitCode, Fai
         ScrubCommand::Resume { mount } => (mount, vec!["resume".to_owned()]),
         ScrubCommand::Cancel { mount } => (mount, vec!["cancel".to_owned()]),
         ScrubCommand::Intensity { mount, intensity } => (mount, vec![format!("intensity/{intensity}")]),
+        ScrubCommand::Schedule(command) => return schedule::run(command, as_json),
     };
     let daemon = living(mount)?;
     let waits = matches!(command, ScrubCommand::Start { wait: true, .. });
@@ -83,7 +84,10 @@ fn wait(daemon: &Client) -> Result<Value, Failure> {
 }
 
 fn describe(status: &Value) -> Vec<String> {
-    let Some(state) = status["state"].as_str() else { return vec!["there was no scrub yet".into()] };
+    let Some(state) = status["state"].as_str() else {
+        let intensity = status["intensity"].as_str().map(|level| format!("; intensity {level}"));
+        return vec![format!("there was no scrub yet{}", intensity.unwrap_or_default())];
+    };
     let number = |key: &str| status[key].as_u64().unwrap_or(0);
     let dry = if status["repairs"] == true { "" } else { ", only looking" };
     let mut lines = vec![
@@ -105,6 +109,11 @@ fn describe(status: &Value) -> Vec<String> {
             number("lost")
         ));
     }
+    lines.extend(
+        status["advice"]
+            .as_str()
+            .map(|advice| format!("{:<20} {advice}", status["verdict"].as_str().unwrap_or("?"))),
+    );
     if let Some(seconds) = status["seconds"].as_u64() {
         lines.push(format!("{:<20} {:>12}", "took", format_duration(Duration::from_secs(seconds))));
     }

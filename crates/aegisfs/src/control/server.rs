@@ -19,6 +19,8 @@ const CLEAN: &str = "/v1/clean/";
 const SCRUB: &str = "/v1/scrub/";
 /// How an order to look for lost bytes begins; the path follows in hexadecimal digits, two for each byte.
 const HEAL: &str = "/v1/damage/heal/";
+/// How an order begins that says how far a device is trusted; its number and what it is called then follow.
+const DISKS: &str = "/v1/disks/";
 /// How orders to clean orphans begin, or to say what that would do; the age in seconds follows.
 const CLEAN_ORPHANS: &str = "/v1/orphans/clean/";
 const TRY_ORPHANS: &str = "/v1/orphans/try/";
@@ -47,8 +49,16 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn scrub(&self, order: &str) -> Result<(), String>;
     /// Which parts of files cannot be read.
     fn damage(&self) -> Result<Value, String>;
+    /// What was damaged and is mended.
+    fn mended(&self) -> Result<Value, String>;
     /// Looks for the lost bytes in a file or tree.
     fn heal_from(&self, path: &Path) -> Result<Value, String>;
+    /// How each device is doing, and what it has done.
+    fn disks(&self) -> Result<Value, String>;
+    /// Asks every device whether it answers.
+    fn probe_disks(&self) -> Value;
+    /// Says how far a device is trusted from now on.
+    fn set_disk_health(&self, device: &str, health: &str) -> Result<Value, String>;
     /// What the devices were told to forget.
     fn trimming(&self) -> Value;
     /// Has them forget everything that is free; does not wait for it.
@@ -174,8 +184,15 @@ fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
         ("GET", "/v1/scrub") => service.scrubbing(),
         ("POST", path) if path.starts_with(SCRUB) => service.scrub(&path[SCRUB.len()..]).map(|()| json!({})),
         ("GET", "/v1/damage") => service.damage(),
+        ("GET", "/v1/damage/mended") => service.mended(),
         ("POST", path) if path.starts_with(HEAL) => {
             bytes_of(&path[HEAL.len()..]).and_then(|path| service.heal_from(&path))
+        }
+        ("GET", "/v1/disks") => service.disks(),
+        ("POST", "/v1/disks/probe") => Ok(service.probe_disks()),
+        ("POST", path) if path.starts_with(DISKS) && path.contains("/health/") => {
+            let (device, health) = path[DISKS.len()..].split_once("/health/").unwrap_or_default();
+            service.set_disk_health(device, health)
         }
         ("GET", "/v1/trim") => Ok(service.trimming()),
         ("POST", "/v1/trim") => service.trim().map(|()| json!({})),

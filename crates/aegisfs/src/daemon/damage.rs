@@ -1,7 +1,8 @@
 //! What the daemon answers about damage.
 
 use crate::output;
-use aegisfs_fs::{Fs, FsError, LostPart};
+use aegisfs_format::value::Mended;
+use aegisfs_fs::{Fs, FsError, LostPart, Paths};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +12,8 @@ use std::path::Path;
 /// is said beside it takes so much.
 const NAMED_BYTES_MAX: usize = 700 << 10;
 const BESIDE_NAME_BYTES: usize = 256;
+/// Files that are named of those which share a chunk.
+const FILES_NAMED_MAX: usize = 4;
 
 /// Which parts of which files cannot be read.
 pub(super) fn describe(fs: &Fs) -> Result<Value, FsError> {
@@ -41,6 +44,26 @@ pub(super) fn describe(fs: &Fs) -> Result<Value, FsError> {
     });
     let bytes: u64 = parts.iter().map(|part| part.range.length).sum();
     Ok(json!({ "count": parts.len(), "bytes": bytes, "parts": named.collect::<Vec<_>>() }))
+}
+
+/// What was damaged and is mended.
+pub(super) fn mended(fs: &Fs) -> Result<Value, FsError> {
+    let one = |(mended, files): (Mended, Paths)| {
+        let mut one = json!({
+            "chunk": mended.chunk.map(|chunk| chunk.0),
+            "segment": mended.damage.segment.0,
+            "slot_offset": mended.damage.slot_offset,
+            "cell": mended.damage.cell,
+            "device": mended.damage.device.0,
+            "found_unix_seconds": mended.damage.found.seconds(),
+            "healed": true,
+        });
+        let files = files.iter().take(FILES_NAMED_MAX).map(|path| Path::new(OsStr::from_bytes(path)));
+        output::put_paths(&mut one, "paths", files);
+        one
+    };
+    let mended: Vec<Value> = fs.mended()?.into_iter().map(one).collect();
+    Ok(json!({ "count": mended.len(), "mended": mended }))
 }
 
 /// Looks for the lost bytes elsewhere.

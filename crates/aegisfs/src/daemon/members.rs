@@ -23,6 +23,7 @@ pub(super) fn describe(store: &Store, answer: &mut Value) {
             "index": index,
             "uuid": entry.uuid.to_string(),
             "state": state.name(),
+            "health": entry.health.name(),
             "out_since": out_since,
             "bytes": entry.bytes,
             "slots": entry.slots,

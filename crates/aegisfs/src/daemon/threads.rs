@@ -1,5 +1,6 @@
 //! What runs beside those who ask: writing out, checkpoints, cleaning, and what is looked after once in a while.
 
+use super::disks::Watcher;
 use crate::failure::Failure;
 use crate::settings::Settings;
 use aegisfs_fs::{Flusher, Fs};
@@ -18,6 +19,7 @@ pub(super) struct Threads {
     upkeep: UpkeepThread,
     returner: Option<ReturnThread>,
     scrubber: ScrubThread,
+    watcher: Watcher,
 }
 
 impl Threads {
@@ -38,13 +40,15 @@ impl Threads {
             upkeep: UpkeepThread::start(Arc::clone(store), settings.upkeep())?,
             returner: is_several.then(|| ReturnThread::start(Arc::clone(store))).transpose()?,
             scrubber: ScrubThread::start(Arc::clone(store))?,
+            watcher: Watcher::start(Arc::clone(store))?,
             flusher: Flusher::start(Arc::clone(fs), FLUSHERS)?,
         })
     }
 
     /// Ends all but the one that writes the log, which is needed until everything is written out.
     pub(super) fn end(self) -> Service {
-        let Self { service, flusher, cleaner, trimmer, upkeep, returner, scrubber } = self;
+        let Self { service, flusher, cleaner, trimmer, upkeep, returner, scrubber, watcher } = self;
+        drop(watcher);
         drop(scrubber);
         drop(returner);
         drop(upkeep);

@@ -148,3 +148,122 @@ fn what_does_not_belong_together_is_told() {
     let labels: Vec<&Value> = pools.iter().map(|pool| &pool["label"]).collect();
     assert!(code == 0 && labels.contains(&&Value::from("another")), "{found}");
 }
+
+fn disks(stage: &Stage) -> (i32, Vec<Value>) {
+    let (code, text) = aegisfs(&["--json", "disk", "list", &stage.mnt()]);
+    let answer: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+    (code, answer["disks"].as_array().expect("disks").clone())
+}
+
+#[test]
+fn devices_are_trusted_as_far_as_somebody_says() {
+    if !can_mount("devices_are_trusted_as_far_as_somebody_says") {
+        return;
+    }
+    let stage = Stage::empty();
+    let mnt = stage.mnt();
+    let names = ["a.img", "b.img", "c.img", "d.img"];
+    let domain = |name: &str, domain: &str| format!("{}={domain}", stage.path(name));
+    let words = ["--size", "256M", "--redundancy", "ec:2+2"];
+    let together: Vec<String> = names.iter().map(|name| domain(name, "one")).collect();
+    let named = |domains: &[String]| {
+        domains.iter().flat_map(|one| ["--failure-domain".to_owned(), one.clone()]).collect::<Vec<_>>()
+    };
+    let all = [named(&together), names.iter().map(|name| stage.path(name)).collect()].concat();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let (code, text) = aegisfs(&[&["format"], &words[..], &all].concat());
+    assert!(code != 0 && text.contains("failure domain"), "{text}");
+    shell(&format!("rm -f {}/*.img", stage.path("")));
+    let apart = named(&together[..2]);
+    let paths =
+        pool(&stage, &names, &[&words[..], &apart.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+    must(AEGISFS, &["mount", &paths[0], &mnt]);
+    let (code, all) = disks(&stage);
+    assert_eq!(code, 0, "{all:?}");
+    assert!(
+        all.iter().all(|disk| disk["health"] == "healthy" && disk["counts"]["writes"].as_u64() > Some(0))
+    );
+    assert_eq!((&all[1]["failure_domain"], &all[2]["failure_domain"]), (&"one".into(), &"".into()));
+    assert_eq!(all[0]["smart"]["available"], false, "it is an image file: {}", all[0]);
+
+    // By its path, its number, or in the words of a roadmap.
+    must(AEGISFS, &["disk", "set-health", &paths[1], "suspect", &mnt]);
+    let (code, now) = disks(&stage);
+    assert_eq!((code, &now[1]["health"], &now[1]["placed_on"]), (3, &"suspect".into(), &false.into()));
+    let write = |name: &str| {
+        shell(&format!("dd if=/dev/urandom of={mnt}/{name} bs=1M count=20 status=none"));
+        must(AEGISFS, &["sync", &mnt]);
+    };
+    let free =
+        |disks: &[Value]| disks.iter().map(|disk| disk["slots_free"].as_u64().unwrap()).collect::<Vec<_>>();
+    write("one");
+    let (_, later) = disks(&stage);
+    assert_eq!(free(&later)[1], free(&now)[1], "nothing new is placed there");
+    assert!(free(&later)[0] < free(&now)[0]);
+    must(AEGISFS, &["umount", &mnt]);
+    must(AEGISFS, &["mount", &paths[0], &mnt]);
+    let (_, now) = disks(&stage);
+    assert_eq!(now[1]["health"], "suspect", "it is remembered");
+    assert!(now[1]["counts"]["writes"].as_u64() >= later[1]["counts"]["writes"].as_u64());
+    let (code, text) = aegisfs(&["set-disk-health", "1", "HEALTHY", &mnt]);
+    assert!(code == 0 && text.contains("it was suspect"), "{text}");
+    let (code, text) = aegisfs(&["probe-disks", &mnt]);
+    assert!(code == 0 && text.lines().count() == 4 && text.contains("16 places read"), "{text}");
+    assert_eq!(aegisfs(&["health", &mnt]).0, 0);
+    let (code, text) = aegisfs(&["disk", "set-health", "/dev/null", "healthy", &mnt]);
+    assert!(code == 5 && text.contains("no device"), "{text}");
+
+    // Given up, and brought up to date once it is trusted again, under the same mount.
+    let uuid = now[2]["uuid"].as_str().unwrap().to_owned();
+    must(AEGISFS, &["disk", "set-health", &uuid, "failed", &mnt]);
+    write("two");
+    let (code, now) = status(&stage);
+    assert_eq!(
+        (code, states(&now)[2].as_str(), &now["members"][2]["health"]),
+        (3, "out", &"failed".into()),
+        "{now}"
+    );
+    must(AEGISFS, &["disk", "set-health", "3", "failed", &mnt]);
+    let (code, text) = aegisfs(&["disk", "set-health", "0", "failed", &mnt]);
+    assert!(code != 0 && text.contains("can do without 2"), "{text}");
+    let expected = sums(&stage);
+    for disk in ["2", "3"] {
+        must(AEGISFS, &["disk", "set-health", disk, "healthy", &mnt]);
+    }
+    until_whole(&stage);
+    must(AEGISFS, &["umount", &mnt]);
+    shell(&format!("mv {0} {0}.away; mv {1} {1}.away", paths[0], paths[1]));
+    must(AEGISFS, &["mount", "-o", "degraded", &paths[2], &mnt]);
+    assert_eq!(sums(&stage), expected);
+    must(AEGISFS, &["umount", &mnt]);
+}
+
+#[test]
+fn scrubs_have_a_schedule() {
+    if !can_mount("scrubs_have_a_schedule") {
+        return;
+    }
+    let stage = Stage::image("256M");
+    stage.mount();
+    let mnt = stage.mnt();
+    let told = |words: &[&str], part: &str| {
+        let (code, text) = aegisfs(words);
+        assert!(code == 0 && text.contains(part), "{words:?}: {text}");
+    };
+    told(&["scrub", "schedule", "show", &mnt], "no scrub begins by itself");
+    told(&["scrub", "schedule", "set", "--every", "30d", "--intensity", "medium", &mnt], "begins 30d after");
+    told(&["scrub-schedule", "--frequency", "nightly", "--intensity", "low", &mnt], "every day at 02:00 UTC");
+    let (code, text) = aegisfs(&["scrub", "schedule", "set", "--at", "whenever", &mnt]);
+    assert!(code == 2 && text.contains("nightly"), "{text}");
+    told(&["scrub-daemon", "set-intensity", "high", &mnt], "intensity high");
+    stage.umount();
+    stage.mount();
+    told(&["scrub", "schedule", "show", &mnt], "every day at 02:00 UTC, intensity low");
+    told(&["scrub", "status", &mnt], "no scrub yet");
+    let (_, text) = aegisfs(&["--json", "scrub", "status", &mnt]);
+    let now: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+    assert_eq!((&now["intensity"], &now["schedule"]["minute"]), (&"high".into(), &120.into()), "{now}");
+    told(&["scrub", "schedule", "clear", &mnt], "no scrub begins by itself");
+    stage.umount();
+    stage.check();
+}

@@ -113,16 +113,22 @@ impl Database {
             return Err(PoolError::Page { database: self.number, page });
         }
         let offset = self.page_place(piece, within, generation);
-        let places = self.places(piece);
-        let mut bad: Vec<Placement> = Vec::new();
-        for place in &places {
-            let read = self.pool.read_slot(*place, offset, out);
-            if read.is_ok() && (removed(Edge::PageVerify) || page_sum(out) == entry.sum) {
-                self.heal_page(page, offset, &bad, out);
-                return Ok(());
-            }
-            if self.pool.readable(*place) {
-                bad.push(*place);
+        let places = self.pool.by_preference(&self.places(piece));
+        // Who is slow is waited for only when nobody else has it.
+        for soon in [true, false] {
+            let mut bad: Vec<Placement> = Vec::new();
+            for place in places.iter().filter(|place| !soon || !self.pool.is_avoided(**place)) {
+                let read = match soon {
+                    true => self.pool.read_slot_soon(*place, offset, out),
+                    false => self.pool.read_slot(*place, offset, out),
+                };
+                if read.is_ok() && (removed(Edge::PageVerify) || page_sum(out) == entry.sum) {
+                    self.heal_page(page, offset, &bad, out);
+                    return Ok(());
+                }
+                if self.pool.readable(*place) && !matches!(read, Err(PoolError::Slow { .. })) {
+                    bad.push(*place);
+                }
             }
         }
         tracing::error!(database = self.number, page, "no copy of a metadata page verifies");
@@ -135,6 +141,7 @@ impl Database {
         let pieces = self.pieces.read();
         let own = pieces.get(self.locate(page).0 as usize);
         for place in bad.iter().filter(|place| own.is_some_and(|own| own.contains(place))) {
+            self.pool.note_damage(place.0, 1);
             tracing::warn!(
                 database = self.number,
                 page,

@@ -96,7 +96,7 @@ impl Database {
         for copy in 0..places.len() {
             let places = self.places(piece);
             let shares = places[..copy].iter().any(|other| other.0 == places[copy].0);
-            if !shares && self.pool.takes_writes(places[copy]) {
+            if !shares && self.pool.is_written(places[copy]) {
                 continue;
             }
             if let Some(place) = self.pool.take_slot_beside(&places, self.number == FIRST) {
@@ -109,11 +109,11 @@ impl Database {
     /// Whether copies of a piece share a device although there are devices for all of them.
     pub fn is_crowded(&self, piece: u32) -> bool {
         let places = self.places(piece);
-        let kept: Vec<_> = places.iter().filter(|place| self.pool.takes_writes(**place)).collect();
+        let kept: Vec<_> = places.iter().filter(|place| self.pool.is_written(**place)).collect();
         let mut devices: Vec<_> = kept.iter().map(|place| place.0).collect();
         devices.sort_unstable();
         devices.dedup();
-        let possible = places.len().min(self.pool.slots.lock().usable());
+        let possible = places.len().min(self.pool.slots.lock().width());
         kept.iter().any(|place| self.pool.readable(**place)) && devices.len() < possible
     }
 

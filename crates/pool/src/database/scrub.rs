@@ -80,6 +80,7 @@ impl Database {
                 continue;
             }
             found.damaged += 1;
+            self.pool.note_damage(place.0, 1);
             if mends {
                 self.pool.write_slot(place, offset, &right)?;
                 found.repaired += 1;
@@ -110,6 +111,7 @@ impl Database {
             }
         }
         found.damaged += bad.len() as u64;
+        bad.iter().for_each(|place| self.pool.note_damage(place.0, 1));
         let Some(sound) = sound else { return Ok(!bad.is_empty()) };
         for place in bad.into_iter().filter(|_| mends) {
             self.pool.write_slot(place, offset, &sound)?;

@@ -73,8 +73,35 @@ const SHORT: Shape = Shape {
 #[test]
 fn any_call_may_fail_once() {
     for seed in 500..503 {
-        let calls = sweep(&SHORT, seed, |n| Fault { operation: None, ..Fault::once(Operation::Read, n) });
+        let calls =
+            sweep(&SHORT, seed, |n| Fault { operation: None, ..Fault::final_once(Operation::Read, n) });
         println!("seed {seed}: each of {calls} calls failed once");
+    }
+}
+
+/// What may pass is tried again: nobody is told, and nothing is left out for it.
+#[test]
+fn reads_and_writes_may_fail_now_and_then() {
+    let history = History::run(&SHORT, 512);
+    for operation in [Operation::Read, Operation::Write] {
+        for n in 0.. {
+            let (world, rng) = history::format(&SHORT, 512);
+            // Twice in a row, the third time it works.
+            (0..2).for_each(|again| world.device(0).plan(Fault::once(operation, n + again)));
+            match History::play_in(&world, &rng, &SHORT) {
+                Ok(()) => {}
+                Err(Outcome::Wrong(why) | Outcome::Refused(why)) => {
+                    panic!("{operation:?} {n} failed twice, and somebody was told: {why}")
+                }
+            }
+            if world.device(0).planned() > 0 {
+                println!("{operation:?}: each of {n} calls failed twice");
+                break;
+            }
+            let known = Known::from_marks(&history, world.trace().marks().iter());
+            world.restart();
+            judge(&history, &known, &world, n).unwrap_or_else(|why| panic!("{operation:?} {n}: {why}"));
+        }
     }
 }
 
@@ -98,7 +125,8 @@ fn every_kind_of_call_may_fail_for_good() {
 fn one_of_two_mirrors_may_fail_at_any_call() {
     let shape = Shape { devices: 2, ..SHORT };
     for seed in 507..508 {
-        let calls = sweep(&shape, seed, |n| Fault { operation: None, ..Fault::once(Operation::Read, n) });
+        let calls =
+            sweep(&shape, seed, |n| Fault { operation: None, ..Fault::final_once(Operation::Read, n) });
         println!("mirrored, seed {seed}: each of {calls} calls failed once");
     }
 }
@@ -106,7 +134,7 @@ fn one_of_two_mirrors_may_fail_at_any_call() {
 #[test]
 fn one_of_six_coded_devices_may_fail_at_any_call() {
     let shape = Shape { operations: 8, ..crate::SIX_CODED };
-    let calls = sweep(&shape, 508, |n| Fault { operation: None, ..Fault::once(Operation::Read, n) });
+    let calls = sweep(&shape, 508, |n| Fault { operation: None, ..Fault::final_once(Operation::Read, n) });
     println!("coded: each of {calls} calls failed once");
     // Whoever goes on without it does not notice that it would fail further on.
     let history = History::run(&shape, 508);
@@ -131,7 +159,7 @@ fn any_read_may_fail_while_it_opens() {
         let known = Known::of(&history, point);
         for n in 0.. {
             let world = cutter.cut(point);
-            world.device(0).plan(Fault::once(Operation::Read, n));
+            world.device(0).plan(Fault::final_once(Operation::Read, n));
             let mounted = mount(world.devices(), &SeededRng::new(n), OpenOptions::default());
             if world.device(0).planned() > 0 {
                 break;
@@ -168,7 +196,7 @@ fn any_read_of_a_synced_row_may_fail_while_it_opens() {
     drop(fs);
     for n in 0.. {
         let world = SimWorld::from_images(vec![world.device(0).image()]);
-        world.device(0).plan(Fault::once(Operation::Read, n));
+        world.device(0).plan(Fault::final_once(Operation::Read, n));
         let mounted = mount(world.devices(), &rng, OpenOptions::default());
         if world.device(0).planned() > 0 {
             assert!(n > 10, "{n} reads are too few");

@@ -70,7 +70,7 @@ fn holds(world: &SimWorld, states: &[Contents]) -> Result<(), String> {
 
 #[test]
 fn any_call_fails_once() {
-    let any = |after| Fault { operation: None, after, ..Fault::once(Operation::Read, 0) };
+    let any = |after| Fault { operation: None, after, ..Fault::final_once(Operation::Read, 0) };
     let calls = sweep(any, holds);
     assert!(calls > 100, "{calls}");
 }

@@ -187,10 +187,10 @@ fn a_member_that_fails_is_expelled_and_the_commit_survives() {
             for operation in [Operation::Write, Operation::Flush] {
                 fails_from(bad, Fault::lasting(operation, after), 4).unwrap();
             }
-            fails_from(bad, Fault::once(Operation::Write, after), 4).unwrap();
+            fails_from(bad, Fault::final_once(Operation::Write, after), 4).unwrap();
         }
         for after in 0..8 {
-            fails_from(bad, Fault::once(Operation::Flush, after), 4).unwrap();
+            fails_from(bad, Fault::final_once(Operation::Flush, after), 4).unwrap();
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{CheckReport, Problem, Progress, chunk_of};
 use crate::StoreError;
 use crate::inspect::{CellSeen, Living, Seen};
-use crate::read::Layout;
+use crate::read::{Layout, Wait};
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::{ChunkId, SegmentId, Tally};
@@ -150,18 +150,18 @@ impl Store {
         let mut bad = Vec::new();
         let mut healable = false;
         for place in copies.iter().filter(|place| self.pool.readable(**place)) {
-            match self.load_copy(*place, descriptor) {
+            match self.load_copy(*place, descriptor, Wait::Long) {
                 Ok((_, stored)) => {
                     healable = true;
                     report.bytes_verified += stored.bytes().len() as u64;
                 }
                 Err(_) if self.is_unmended(*place, descriptor.frame.slot_offset) => healable = true,
-                Err(reason) => bad.push((place.0.0, reason)),
+                Err(unread) => bad.push((place.0.0, unread.reason())),
             }
         }
         if !healable {
             // The other cells of its row may tell.
-            match self.load_decoded(&layout, descriptor) {
+            match self.load_decoded(&layout, descriptor, Wait::Long) {
                 Ok(found) => healable = found.is_some(),
                 Err(reason) => bad.extend(copies.first().map(|place| (place.0.0, reason))),
             }

@@ -230,7 +230,7 @@ impl Store {
     }
 
     /// How often others than the cleaner have used the store: changes and chunks read.
-    pub(crate) fn used_by_others(&self) -> u64 {
+    pub fn used_by_others(&self) -> u64 {
         let (hits, misses) = self.cache.counts();
         let all = hits + misses + self.counters.transactions.load(Ordering::Relaxed);
         all.saturating_sub(self.cleaner.uses.load(Ordering::Relaxed))

@@ -2,6 +2,7 @@
 
 mod cleaning;
 mod erasure;
+mod health;
 mod members;
 mod orphans;
 mod scrubbing;

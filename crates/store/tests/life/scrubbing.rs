@@ -1,11 +1,14 @@
 //! Scrubs find what rotted on any device and mend it, and go on where they were.
 
 use super::{noise, options, read, write};
-use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
+use aegisfs_base::{BranchId, ChunkId, InodeId, ManualClock, Rng, SeededRng};
 use aegisfs_device::{AlignedBuffer, Device, MemoryDevice};
-use aegisfs_format::value::{Scrub, ScrubState};
+use aegisfs_format::key::{self, Table};
+use aegisfs_format::op::Op;
+use aegisfs_format::value::{Scrub, ScrubState, When};
 use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
-use aegisfs_store::{ScrubThread, Store, create, open};
+use aegisfs_store::{Intensity, ScrubThread, Store, Tables, create, open};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -233,4 +236,106 @@ fn a_rotten_index_is_made_anew_and_nothing_is_lost() {
         assert!(read(&store, InodeId(id)) == *data, "inode {id} reads wrong");
     }
     assert_eq!(store.check(true).unwrap().problems, []);
+}
+
+/// With a clock that runs as it is told to.
+#[test]
+fn scrubs_begin_when_they_are_due_and_how_stays_known() {
+    let rng = SeededRng::new(67);
+    let devices = format(1, &rng);
+    let clock = Arc::new(ManualClock::default());
+    let mount = |clock: &Arc<ManualClock>| {
+        let all = devices.iter().map(|device| Arc::clone(device) as Arc<dyn Device>).collect();
+        let (pool, _) = Pool::open(all, OpenOptions::default()).unwrap();
+        open(pool, &options(), Arc::clone(clock) as Arc<_>, &rng).unwrap().0
+    };
+    let store = mount(&clock);
+    fill(&store, &rng);
+    assert!(!store.start_due_scrub().unwrap() && store.scrub_schedule().unwrap().is_none());
+    let day = Duration::from_secs(86_400);
+    let weekly = When::Every { seconds: 7 * 86_400 };
+    store.set_scrub_schedule(Some((weekly, Intensity::High, false))).unwrap();
+    let set = store.scrub_schedule().unwrap().unwrap().set;
+    assert_eq!(store.next_scrub().unwrap(), weekly.after(set));
+    clock.advance(6 * day);
+    assert!(!store.start_due_scrub().unwrap());
+    clock.advance(day);
+    assert!(store.start_due_scrub().unwrap() && !store.start_due_scrub().unwrap());
+    assert_eq!(store.scrub_intensity().unwrap(), Intensity::High);
+    // One that waits is not begun anew.
+    store.order_scrub(ScrubState::Paused).unwrap();
+    clock.advance(8 * day);
+    assert!(!store.start_due_scrub().unwrap());
+    store.order_scrub(ScrubState::Running).unwrap();
+    store.scrub(&|| true).unwrap();
+    store.close().unwrap();
+    drop(store);
+    // It was due while nobody was there; and it begins by itself.
+    let store = Arc::new(mount(&clock));
+    assert_eq!(store.scrub_intensity().unwrap(), Intensity::High);
+    let first = store.scrub_status().unwrap().unwrap();
+    let scrubber = ScrubThread::start(Arc::clone(&store)).unwrap();
+    let begun = Instant::now();
+    loop {
+        let now = store.scrub_status().unwrap().unwrap();
+        if now.started != first.started && now.state == ScrubState::Done {
+            assert!(!now.repairs && now.counts.cells > 0);
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{now:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(scrubber);
+    store.set_scrub_schedule(None).unwrap();
+    clock.advance(100 * day);
+    assert!(!store.start_due_scrub().unwrap() && store.next_scrub().unwrap().is_none());
+}
+
+/// Counted while somebody changes them, and with one that is wrong.
+#[test]
+fn references_are_counted_while_they_change() {
+    let rng = SeededRng::new(68);
+    let devices = format(1, &rng);
+    let store = mount(&devices, &rng);
+    let contents = fill(&store, &rng);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                // The same chunks again and again under other names, and under the same one.
+                round += 1;
+                write(&store, InodeId(1000 + round % 7), &contents[round as usize % 30]).unwrap();
+            }
+        });
+        for _ in 0..5 {
+            let done = scrub(&store, true);
+            assert_eq!((done.counts.damaged, done.counts.lost), (0, 0), "{done:?}");
+            assert!(store.references_counted().unwrap().chunks > 30);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    // A reference more than there is.
+    let chunk = {
+        let mut first = None;
+        store
+            .view()
+            .scan(Table::Chunks, &[], None, &mut |key, _| {
+                first = key.first_chunk::<8>().map(|number| ChunkId(u64::from_be_bytes(*number)));
+                ControlFlow::Break(())
+            })
+            .unwrap();
+        first.unwrap()
+    };
+    let mut descriptor = store.descriptor(chunk).unwrap();
+    descriptor.references += 1;
+    let put = Op::Put {
+        table: Table::Chunks,
+        key: key::chunk(chunk).to_vec(),
+        value: descriptor.encode().to_vec(),
+    };
+    store.commit(BranchId(0), vec![put], Vec::new()).unwrap();
+    let done = scrub(&store, true);
+    assert_eq!((done.counts.damaged, done.counts.repaired), (1, 0), "{done:?}");
+    assert_eq!(store.references_counted().unwrap().wrong, 1);
 }
