@@ -102,8 +102,8 @@ pub trait Device: Send + Sync {
     /// that cannot do that goes on as it is.
     ///
     /// # Errors
-    /// When it is not there, is another one by now, or somebody else has it; every call fails then until it is.
-    fn reopen(&self) -> Result<(), DeviceError> {
+    /// When it is not there, is another one by now, as `is_it` says, or somebody else has it; every call fails then until it is.
+    fn reopen(&self, _is_it: &dyn Fn(&dyn Device) -> bool) -> Result<(), DeviceError> {
         Ok(())
     }
 
@@ -156,8 +156,8 @@ impl<D: Device + ?Sized> Device for Arc<D> {
         (**self).read_only()
     }
 
-    fn reopen(&self) -> Result<(), DeviceError> {
-        (**self).reopen()
+    fn reopen(&self, is_it: &dyn Fn(&dyn Device) -> bool) -> Result<(), DeviceError> {
+        (**self).reopen(is_it)
     }
 
     fn hand_over(&self) {

@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// What a path leads to, and leads to again after [`Device::reopen`].
@@ -17,6 +18,8 @@ pub struct ReopenableDevice {
     name: String,
     /// None while it could not be opened again.
     current: RwLock<Option<Arc<dyn Device>>>,
+    /// The kernel keeps others away.
+    handed_over: AtomicBool,
 }
 
 impl ReopenableDevice {
@@ -33,18 +36,17 @@ impl ReopenableDevice {
             bytes: device.bytes(),
             name: device.describe(),
             current: RwLock::new(Some(device)),
+            handed_over: AtomicBool::new(false),
         })
     }
 
     fn current(&self, op: Operation) -> Result<Arc<dyn Device>, DeviceError> {
         // Not held while the device is at work: it may hang.
-        self.current.read().clone().ok_or_else(|| DeviceError::Io {
-            op,
-            offset: 0,
-            length: 0,
-            device: self.name.clone(),
-            errno: Errno::NODEV,
-        })
+        self.current.read().clone().ok_or_else(|| self.gone(op))
+    }
+
+    fn gone(&self, op: Operation) -> DeviceError {
+        DeviceError::Io { op, offset: 0, length: 0, device: self.name.clone(), errno: Errno::NODEV }
     }
 }
 
@@ -85,27 +87,37 @@ impl Device for ReopenableDevice {
         self.current(Operation::Open).map_or(self.options.read_only, |device| device.read_only())
     }
 
-    fn reopen(&self) -> Result<(), DeviceError> {
-        let mut current = self.current.write();
-        // Its own claim would keep us away.
-        *current = None;
+    fn reopen(&self, is_it: &dyn Fn(&dyn Device) -> bool) -> Result<(), DeviceError> {
+        if self.handed_over.load(Ordering::Acquire) {
+            // The kernel keeps everybody away, ourselves included.
+            return Err(DeviceError::Busy { device: self.name.clone() });
+        }
+        // Its own claim would keep us away. Nobody waits while it is opened: that may hang.
+        *self.current.write() = None;
         let device = open(&self.path, &self.options)?;
         if device.bytes() < self.bytes {
             let device = self.name.clone();
             return Err(DeviceError::Truncated { offset: self.bytes, bytes: self.bytes, device });
         }
-        *current = Some(device);
+        if !is_it(&*device) {
+            return Err(self.gone(Operation::Open));
+        }
+        *self.current.write() = Some(device);
         Ok(())
     }
 
     fn hand_over(&self) {
+        self.handed_over.store(true, Ordering::Release);
         if let Ok(device) = self.current(Operation::Open) {
             device.hand_over();
         }
     }
 
     fn take_back(&self) -> Result<(), DeviceError> {
-        self.current(Operation::Open)?.take_back()
+        // What is not open is not written to, and needs no guard.
+        let outcome = self.current(Operation::Open).map_or(Ok(()), |device| device.take_back());
+        self.handed_over.store(outcome.is_err(), Ordering::Release);
+        outcome
     }
 }
 
@@ -123,20 +135,22 @@ mod tests {
         let device = ReopenableDevice::open(&path, &OpenOptions::default()).unwrap();
         device.write_at(0, &[7; 4096]).unwrap();
         device.flush().unwrap();
-        device.reopen().unwrap();
+        let any = |_: &dyn Device| true;
+        device.reopen(&any).unwrap();
         let mut block = [0; 4096];
         device.read_at(0, &mut block).unwrap();
         assert_eq!(block, [7; 4096]);
         // Nobody else gets it.
         assert!(matches!(open(&path, &OpenOptions::default()), Err(DeviceError::Busy { .. })));
         std::fs::rename(&path, folder.path().join("away")).unwrap();
-        assert!(matches!(device.reopen(), Err(DeviceError::NotFound { .. })));
+        assert!(matches!(device.reopen(&any), Err(DeviceError::NotFound { .. })));
         assert!(device.read_at(0, &mut block).is_err() && device.flush().is_err());
         assert_eq!((device.bytes(), device.read_only()), (8 << 20, false));
         create_image(&path, &ImageOptions { bytes: 4 << 20, reuse: false }).unwrap();
-        assert!(matches!(device.reopen(), Err(DeviceError::Truncated { .. })));
+        assert!(matches!(device.reopen(&any), Err(DeviceError::Truncated { .. })));
         std::fs::rename(folder.path().join("away"), &path).unwrap();
-        device.reopen().unwrap();
+        assert!(device.reopen(&|_| false).is_err() && device.read_at(0, &mut block).is_err());
+        device.reopen(&any).unwrap();
         device.read_at(0, &mut block).unwrap();
         assert_eq!(block, [7; 4096]);
     }

@@ -20,11 +20,13 @@ const KINDS: usize = 3;
 const AVERAGE_OVER: u64 = 16;
 /// An average of times counts half after so long without a call: who was slow may be fast by now.
 const FORGET: Duration = Duration::from_secs(5);
-/// A call that takes so long is counted, and counts as trouble.
+/// A call that takes so long is counted.
 const SLOW: Duration = Duration::from_secs(1);
 /// A read that takes so long, and so many times the average, is a hesitation.
 const HESITATION: Duration = Duration::from_millis(100);
 const HESITATION_TIMES: u64 = 8;
+/// Devices are compared by calls that are no older than this.
+const RECENT: Duration = Duration::from_secs(60);
 /// For so long after a hesitation nobody waits for the device who can have the bytes otherwise.
 const WARY: Duration = Duration::from_secs(600);
 /// Trouble counts half after so long.
@@ -38,7 +40,6 @@ const BUCKETS: usize = 24;
 /// How much trouble something is. From [`crate::health`] on sums of it change what a device is taken for.
 pub(crate) const TROUBLE_RETRIED: f64 = 1.0;
 pub(crate) const TROUBLE_DAMAGED: f64 = 1.0;
-pub(crate) const TROUBLE_SLOW: f64 = 1.0;
 pub(crate) const TROUBLE_FAILED: f64 = 10.0;
 
 /// Nanoseconds since this process asked first.
@@ -177,7 +178,6 @@ impl Activity {
         times.note(took, now);
         if took >= nanos(SLOW) {
             self.add(Count::Slow, 1);
-            self.trouble(TROUBLE_SLOW, now);
         }
         if kind == Kind::Read && took >= nanos(HESITATION) && usual > 0 && took / HESITATION_TIMES >= usual {
             self.wary_until.store(now + nanos(WARY), Ordering::Relaxed);
@@ -255,6 +255,13 @@ impl Activity {
             _ => now.saturating_sub(self.waiting_since.load(Ordering::Relaxed)),
         };
         (fade(average, rested, FORGET) as u64).max(waits)
+    }
+
+    /// What a call took on average, in ns, if there were any of late.
+    pub(crate) fn recent_ns(&self, kind: Kind, now: u64) -> Option<u64> {
+        let times = &self.times[kind as usize];
+        let is_recent = now.saturating_sub(times.last.load(Ordering::Relaxed)) <= nanos(RECENT);
+        Some(times.average_ns.load(Ordering::Relaxed)).filter(|average| is_recent && *average > 0)
     }
 
     /// Whether it hesitated not long ago, or does now.

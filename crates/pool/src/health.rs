@@ -184,10 +184,11 @@ impl Pool {
         let before = {
             let mut state = self.state.lock();
             let before = state.superblock.devices[index].health;
-            if health == Health::Failed {
-                self.give_up(&mut state, device)?;
-            }
+            let gives_up = health == Health::Failed && self.give_up(&mut state, device)?;
             self.change_health(&mut state, device, health)?;
+            if gives_up {
+                self.silence(device);
+            }
             before
         };
         if let (Some(Some(member)), true) = (self.members.get(index), health < before) {
@@ -197,13 +198,14 @@ impl Pool {
         Ok(before)
     }
 
-    /// Leaves a device out on purpose; the caller publishes.
-    fn give_up(&self, state: &mut crate::pool::State, device: DeviceIndex) -> Result<(), PoolError> {
+    /// Leaves a device out on purpose, if it takes part; says whether it did. The caller publishes, and only then silences it:
+    /// nothing may be acknowledged without it before that is durable.
+    fn give_up(&self, state: &mut crate::pool::State, device: DeviceIndex) -> Result<bool, PoolError> {
         let index = usize::from(device.0);
         let is_counted = |member: &Option<Member>| member.as_ref().is_some_and(Member::counted);
         self.abandon_return(device);
         if !is_counted(&self.members[index]) {
-            return Ok(());
+            return Ok(false);
         }
         let lost = self.members.iter().filter(|member| !is_counted(member)).count();
         let spare = usize::from(self.redundancy().shards_parity);
@@ -216,12 +218,15 @@ impl Pool {
         }
         let since = state.superblock.generation;
         state.superblock.devices[index].membership = Membership::Out { since };
-        if let Some(member) = &self.members[index] {
+        Ok(true)
+    }
+
+    fn silence(&self, device: DeviceIndex) {
+        if let Ok(member) = self.member(device) {
             member.counted.store(false, Ordering::Release);
         }
         self.slots.lock().set_usable(device, false);
         tracing::warn!(device = device.0, "a device is given up");
-        Ok(())
     }
 
     /// Leaves a device out that does not answer; it may come back by itself.
@@ -235,8 +240,11 @@ impl Pool {
         self.member(device)?;
         self.ensure_dirty()?;
         let mut state = self.state.lock();
-        self.give_up(&mut state, device)?;
-        self.publish(&mut state)
+        if self.give_up(&mut state, device)? {
+            self.publish(&mut state)?;
+            self.silence(device);
+        }
+        Ok(())
     }
 
     fn change_health(
@@ -287,8 +295,15 @@ impl Pool {
                 watch.note(self.is_slow(device, now), trouble, now);
                 watch.times(now)
             };
-            let before = self.health(device);
-            let Some((after, reason)) = judged(before, trouble, slow_for, calm_for) else { continue };
+            if judged(self.health(device), trouble, slow_for, calm_for).is_none() {
+                continue;
+            }
+            self.ensure_dirty()?;
+            let mut state = self.state.lock();
+            // Somebody may have said something else meanwhile, or it may have failed.
+            let before = state.superblock.devices[usize::from(device.0)].health;
+            let judged = judged(before, trouble, slow_for, calm_for).filter(|_| member.counted());
+            let Some((after, reason)) = judged else { continue };
             tracing::warn!(
                 device = device.0,
                 before = before.name(),
@@ -296,8 +311,7 @@ impl Pool {
                 reason,
                 "a device is taken for something else"
             );
-            self.ensure_dirty()?;
-            self.change_health(&mut self.state.lock(), device, after)?;
+            self.change_health(&mut state, device, after)?;
             changes.push(HealthChange { device, before, after, reason });
         }
         Ok(changes)
@@ -305,19 +319,23 @@ impl Pool {
 
     /// Whether a device takes much longer than half of the others.
     fn is_slow(&self, device: DeviceIndex, now: u64) -> bool {
-        let takes = |member: &Member, kind| member.activity.expected_ns(kind, now);
         let is_slow = |kind: Kind| {
             let mut others = Vec::new();
-            let mut own = 0;
+            let mut own = None;
             for (index, member) in self.devices() {
-                match member.filter(|member| member.counted()) {
-                    Some(member) if index == device => own = takes(member, kind),
-                    Some(member) => others.push(takes(member, kind)),
-                    None => {}
+                let took = member.filter(|member| member.counted());
+                let took = took.and_then(|member| member.activity.recent_ns(kind, now));
+                if index == device {
+                    own = took;
+                } else {
+                    others.extend(took);
                 }
             }
             others.sort_unstable();
-            let Some(usual) = others.get(others.len().saturating_sub(1) / 2) else { return false };
+            // Who has nothing to be compared with is not slow.
+            let (Some(own), Some(usual)) = (own, others.get(others.len().saturating_sub(1) / 2)) else {
+                return false;
+            };
             own >= SLOW_FROM.as_nanos() as u64 && own / SLOW_TIMES >= *usual
         };
         is_slow(Kind::Read) || is_slow(Kind::Write)
@@ -337,9 +355,15 @@ impl Pool {
     /// # Errors
     /// As [`Pool::set_health`].
     pub fn suspect(&self, device: DeviceIndex) -> Result<bool, PoolError> {
-        let is_news = self.health(device) < Health::Suspect;
+        if self.read_only() {
+            return Err(PoolError::ReadOnly);
+        }
+        self.ensure_dirty()?;
+        let mut state = self.state.lock();
+        let entry = state.superblock.devices.get(usize::from(device.0));
+        let is_news = entry.is_some_and(|entry| entry.health < Health::Suspect);
         if is_news {
-            self.set_health(device, Health::Suspect)?;
+            self.change_health(&mut state, device, Health::Suspect)?;
         }
         Ok(is_news)
     }
@@ -399,6 +423,10 @@ impl Pool {
             if let Err(error) = outcome {
                 probe.failed += 1;
                 probe.problem.get_or_insert(error.to_string());
+                // That is answer enough, and no reason to hold more against it.
+                if member.activity.is_gone() {
+                    break;
+                }
             }
         }
         match superblocks::read_newest(&*member.device) {
@@ -443,7 +471,7 @@ impl Pool {
         if self.redundancy().shards_parity == 0 {
             return false;
         }
-        if self.health(device) >= Health::Suspect {
+        if self.health(device) == Health::Suspect {
             return true;
         }
         let Ok(member) = self.member(device) else { return false };
@@ -634,7 +662,7 @@ mod tests {
         assert_eq!((probe.reads, probe.failed, probe.problem), (PROBED, 0, None));
         devices[1].kill();
         let probe = pool.probe(DeviceIndex(1)).unwrap();
-        assert!(probe.failed == PROBED && probe.problem.is_some(), "{probe:?}");
+        assert!(probe.failed == probe.reads && probe.failed == 3 && probe.problem.is_some(), "{probe:?}");
         devices[1].revive();
         devices[1].write_at(0, &AlignedBuffer::zeroed(8 << 20)).unwrap();
         devices[1].write_at((64 - 8) << 20, &AlignedBuffer::zeroed(8 << 20)).unwrap();

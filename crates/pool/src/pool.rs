@@ -185,6 +185,11 @@ impl Pool {
         (self.redundancy.shards_data.min(usable - parity), parity)
     }
 
+    /// Whether more shards of something fail together than may be lost, although it need not be so any more.
+    pub fn is_crowded(&self, places: &[Placement]) -> bool {
+        self.slots.lock().is_crowded(places)
+    }
+
     /// Leaves so many free slots to the metadata, an equal number on each device, but not more than a quarter of it.
     pub fn keep_for_metadata(&self, slots: u64) {
         let each = slots.div_ceil(self.members.len().max(1) as u64);
@@ -277,14 +282,28 @@ impl Pool {
     }
 
     /// Takes a slot for a copy of what lies in others, on the device with the most room of those that have none of them.
-    pub(crate) fn take_slot_beside(&self, places: &[Placement], is_metadata: bool) -> Option<Placement> {
+    ///
+    /// One where no more of the `others` fail together with it than may be lost comes first; if `apart`, no other will do.
+    pub(crate) fn take_slot_beside(
+        &self,
+        places: &[Placement],
+        others: &[Placement],
+        apart: bool,
+        is_metadata: bool,
+    ) -> Option<Placement> {
         let mut slots = self.slots.lock();
         let is_free = |device: &DeviceIndex| {
             slots.at_hand_on(*device, is_metadata) > 0 && places.iter().all(|place| place.0 != *device)
         };
         let devices = (0..self.members.len()).map(|n| DeviceIndex(n as u16));
-        let room = |device: &DeviceIndex| (slots.is_usable(*device), slots.at_hand_on(*device, is_metadata));
+        let room = |device: &DeviceIndex| {
+            let fits = slots.fits_beside(*device, others);
+            (fits, slots.is_usable(*device), slots.at_hand_on(*device, is_metadata))
+        };
         let best = devices.filter(is_free).max_by_key(room)?;
+        if apart && !slots.fits_beside(best, others) {
+            return None;
+        }
         slots.take_mapped(best, 0)
     }
 

@@ -9,6 +9,7 @@ use aegisfs_device::{AlignedBuffer, Device, DeviceError};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ struct Job {
     offset: u64,
     bytes: usize,
     answer: SyncSender<Result<AlignedBuffer, DeviceError>>,
+    /// Nobody waits for it any more.
+    given_up: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -81,10 +84,13 @@ impl Readers {
                 Err(_) => return None,
             }
         }
-        queue.waiting.push_back(Job { offset, bytes: out.len(), answer });
+        let given_up = Arc::<AtomicBool>::default();
+        queue.waiting.push_back(Job { offset, bytes: out.len(), answer, given_up: Arc::clone(&given_up) });
         drop(queue);
         self.shared.wakeup.notify_one();
-        let outcome = answered.recv_timeout(patience).ok()?;
+        let outcome = answered.recv_timeout(patience).ok();
+        given_up.store(outcome.is_none(), Ordering::Release);
+        let outcome = outcome?;
         Some(outcome.map(|bytes| out.copy_from_slice(&bytes)))
     }
 }
@@ -93,12 +99,12 @@ fn serve(shared: &Shared, device: &dyn Device, activity: &Activity) {
     loop {
         let mut queue = shared.queue.lock();
         let job = loop {
-            if let Some(job) = queue.waiting.pop_front() {
-                break job;
-            }
             if queue.closed {
                 queue.threads -= 1;
                 return;
+            }
+            if let Some(job) = queue.waiting.pop_front() {
+                break job;
             }
             queue.idle += 1;
             let waited = shared.wakeup.wait_for(&mut queue, IDLE);
@@ -109,6 +115,9 @@ fn serve(shared: &Shared, device: &dyn Device, activity: &Activity) {
             }
         };
         drop(queue);
+        if job.given_up.load(Ordering::Acquire) {
+            continue;
+        }
         let mut bytes = AlignedBuffer::zeroed(job.bytes);
         let outcome = read(device, activity, job.offset, &mut bytes);
         // Whoever asked may have gone.
@@ -120,7 +129,7 @@ fn serve(shared: &Shared, device: &dyn Device, activity: &Activity) {
 mod tests {
     use super::*;
     use aegisfs_device::MemoryDevice;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::time::Instant;
 
     /// Answers nobody until it is told to.
@@ -173,7 +182,13 @@ mod tests {
         let dynamic: Arc<dyn Device> = Arc::clone(&device) as Arc<dyn Device>;
         let mut block = AlignedBuffer::zeroed(4096);
         let soon = Duration::from_millis(2);
-        for _ in 0..THREADS_MAX + WAITING_MAX {
+        let started = Instant::now();
+        // A thread that begins late has nothing to do any more.
+        while device.asked.load(Ordering::SeqCst) < THREADS_MAX {
+            assert!(readers.read(&dynamic, &activity, 4096, &mut block, soon).is_none());
+            assert!(started.elapsed() < Duration::from_secs(60));
+        }
+        for _ in 0..WAITING_MAX {
             assert!(readers.read(&dynamic, &activity, 4096, &mut block, soon).is_none());
         }
         // Beyond that nobody waits at all.

@@ -12,12 +12,13 @@
 //! Until then it is out on all devices, itself included, so after a crash or another failure at any time it begins anew. What it
 //! held before is gone from the first step on.
 
-use crate::PoolError;
+use crate::open::own_uuid;
 use crate::pool::{MemberState, Pool};
 use crate::slots::Placement;
+use crate::{PoolError, superblocks};
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::{DeviceIndex, SegmentId, SlotIndex};
-use aegisfs_device::{AlignedBuffer, DeviceError};
+use aegisfs_device::{AlignedBuffer, Device, DeviceError};
 use aegisfs_format::slot::SlotContent;
 use aegisfs_format::superblock::{Health, Membership};
 use std::sync::atomic::Ordering;
@@ -49,7 +50,11 @@ impl Pool {
         if member.takes_writes() {
             return Ok(());
         }
-        member.device.reopen()?;
+        let uuid = self.state.lock().superblock.devices[usize::from(device.0)].uuid;
+        let is_it = |device: &dyn Device| {
+            superblocks::read_newest(device).is_ok_and(|found| own_uuid(&found.superblock) == uuid)
+        };
+        member.device.reopen(&is_it)?;
         match self.probe(device)?.problem {
             None => Ok(()),
             Some(problem) => {
@@ -68,6 +73,9 @@ impl Pool {
         }
         self.ensure_dirty()?;
         let mut state = self.state.lock();
+        if state.superblock.devices[usize::from(device.0)].health == Health::Failed {
+            return Err(failed(device));
+        }
         self.member(device)?.returning.store(true, Ordering::Release);
         // From here on it is neither what it was nor what it should be. Alone it must not take itself for a member, which its
         // own superblock says until now; twice, so that both of its places say so.
@@ -154,6 +162,8 @@ impl Pool {
             return Err(failed(device));
         }
         member.flush().inspect_err(|error| self.stop_returning(device, error))?;
+        // What it did before it was away says nothing about what it is now.
+        member.activity.forgive();
         state.superblock.devices[usize::from(device.0)].membership = Membership::In;
         // Its copy of the superblock is written with all others.
         member.counted.store(true, Ordering::Release);

@@ -89,9 +89,9 @@ impl DeviceSlots {
         self.count(SlotState::Blank) + self.count(SlotState::Found) + self.count(SlotState::Left)
     }
 
-    /// Whether metadata may be placed here, if need be.
-    fn takes_metadata(&self) -> bool {
-        self.present && self.health <= Health::Suspect
+    /// Whether something may be placed here if there is no room elsewhere.
+    const fn takes(&self) -> bool {
+        self.present && self.health as u8 <= Health::Suspect as u8
     }
 
     /// Those at hand, and those that will be in a moment.
@@ -101,7 +101,7 @@ impl DeviceSlots {
 
     /// Slots that segments may take, now or in a moment.
     const fn placeable(&self) -> u32 {
-        if self.usable { self.free().saturating_sub(self.kept) } else { 0 }
+        if self.takes() { self.free().saturating_sub(self.kept) } else { 0 }
     }
 
     /// Of those, the ones that are at hand.
@@ -170,6 +170,8 @@ pub(crate) struct SlotTable {
     per_domain: usize,
     /// Usable devices, those together that fail together.
     domains: Domains,
+    /// The same of all on which something may be placed.
+    reachable: Domains,
     /// Counts up when devices come, go, or are taken for something else.
     changes: u64,
 }
@@ -199,7 +201,14 @@ impl SlotTable {
                 }
             })
             .collect();
-        let mut table = Self { devices, parity: 0, per_domain: usize::MAX, domains: Vec::new(), changes: 0 };
+        let mut table = Self {
+            devices,
+            parity: 0,
+            per_domain: usize::MAX,
+            domains: Vec::new(),
+            reachable: Vec::new(),
+            changes: 0,
+        };
         table.devices.iter_mut().enumerate().for_each(|(n, slots)| slots.domain = n);
         table.choose();
         table
@@ -221,8 +230,15 @@ impl SlotTable {
     /// should be has room on them; else degraded ones too, and then suspect ones. Where not even all of those are enough,
     /// it is put up with that a failure domain has more shards than may be lost.
     fn choose(&mut self) {
+        let usable = |table: &Self| table.devices.iter().map(|slots| slots.usable).collect::<Vec<_>>();
+        let before = (usable(self), self.per_domain);
+        self.choose_anew();
+        self.changes += u64::from(before != (usable(self), self.per_domain));
+    }
+
+    fn choose_anew(&mut self) {
         let needed = self.parity + 1;
-        self.changes += 1;
+        self.reachable = self.by_domain(DeviceSlots::takes);
         self.per_domain = if self.parity == 0 { usize::MAX } else { self.parity };
         for most in [Health::Healthy, Health::Degraded, Health::Suspect] {
             for slots in &mut self.devices {
@@ -264,6 +280,19 @@ impl SlotTable {
             *of_domain <= per_domain
         };
         wanted.filter(fits).take(count).collect()
+    }
+
+    /// Whether a device may have a shard beside others without too many of them failing together.
+    pub(crate) fn fits_beside(&self, device: DeviceIndex, others: &[Placement]) -> bool {
+        let domain = |device: DeviceIndex| self.devices.get(usize::from(device.0)).map(|slots| slots.domain);
+        let beside = others.iter().filter(|other| domain(other.0) == domain(device)).count();
+        beside < self.per_domain
+    }
+
+    /// Whether more shards fail together than may be lost, although it need not be so any more.
+    pub(crate) fn is_crowded(&self, places: &[Placement]) -> bool {
+        self.width() >= places.len()
+            && (0..places.len()).any(|n| !self.fits_beside(places[n].0, &places[..n]))
     }
 
     /// Counts up when devices come, go, or are taken for something else.
@@ -325,11 +354,10 @@ impl SlotTable {
     /// Devices for so many copies of metadata: those that new segments are placed on first, then those with the most room.
     /// Copies that share a device are as many as there are too few of them; none where a device that counts has no room.
     pub(crate) fn devices_for_copies(&self, copies: usize, is_metadata: bool) -> Vec<DeviceIndex> {
-        let there = self.by_domain(|slots| if is_metadata { slots.takes_metadata() } else { slots.usable });
-        let (wanted, per_domain) = if width(&there, self.per_domain) >= copies {
+        let (wanted, per_domain) = if width(&self.reachable, self.per_domain) >= copies {
             (copies, self.per_domain)
         } else {
-            (width(&there, usize::MAX).min(copies).max(1), usize::MAX)
+            (width(&self.reachable, usize::MAX).min(copies).max(1), usize::MAX)
         };
         let at_hand = |number: &usize| self.at_hand_on(DeviceIndex(*number as u16), is_metadata);
         let mut order: Vec<usize> = (0..self.devices.len()).filter(|number| at_hand(number) > 0).collect();
@@ -495,7 +523,13 @@ impl SlotTable {
         let mut order: Vec<usize> =
             (0..self.devices.len()).filter(|d| self.devices[*d].placeable_now() > 0).collect();
         order.sort_by_key(|d| std::cmp::Reverse(self.devices[*d].placeable()));
-        let chosen = self.spread(order.into_iter(), members, self.per_domain);
+        // Where those that are trusted most have no room, others have to do.
+        let trusted = order.iter().copied().filter(|d| self.devices[*d].usable);
+        let mut chosen = self.spread(trusted, members, self.per_domain);
+        if chosen.len() < members {
+            order.sort_by_key(|d| !self.devices[*d].usable);
+            chosen = self.spread(order.into_iter(), members, self.per_domain);
+        }
         if chosen.len() < members {
             return Err(PoolError::NoSpace { purpose: "a segment" });
         }
@@ -510,7 +544,7 @@ impl SlotTable {
     pub(crate) fn at_hand_on(&self, device: DeviceIndex, is_metadata: bool) -> u32 {
         let slots = &self.devices[usize::from(device.0)];
         match is_metadata {
-            true if slots.takes_metadata() => slots.at_hand(),
+            true if slots.takes() => slots.at_hand(),
             true => 0,
             false => slots.placeable_now(),
         }
@@ -518,7 +552,7 @@ impl SlotTable {
 
     /// Slots that are free, or as many as should be kept, whichever is more.
     pub(crate) fn room_for_metadata(&self) -> u64 {
-        let usable = || self.devices.iter().filter(|slots| slots.takes_metadata());
+        let usable = || self.devices.iter().filter(|slots| slots.takes());
         let free: u64 = usable().map(|slots| u64::from(slots.free())).sum();
         free.max(usable().map(|slots| u64::from(slots.kept_full)).sum())
     }
@@ -537,7 +571,7 @@ impl SlotTable {
 
     /// What room there is for segments of so many members.
     pub(crate) fn space(&self, members: usize) -> Space {
-        let usable = || self.devices.iter().filter(|d| d.usable);
+        let usable = || self.devices.iter().filter(|d| d.takes());
         // With members missing, segments have fewer shards rather than no place.
         let members = members.min(self.width()).max(1);
         let room = |number: usize| u64::from(self.devices[number].placeable());
@@ -548,7 +582,7 @@ impl SlotTable {
             lent: usable().map(|d| u64::from(d.kept_full - d.kept)).sum(),
             left: usable().map(|d| u64::from(d.count(SlotState::Left))).sum(),
             freeing: self.devices.iter().map(|d| u64::from(d.count(SlotState::Freeing))).sum(),
-            segments_placeable: segments_placeable(&self.domains, members, self.per_domain, room),
+            segments_placeable: segments_placeable(&self.reachable, members, self.per_domain, room),
         }
     }
 }
@@ -630,9 +664,15 @@ mod tests {
             table.set_health(DeviceIndex(3), health);
             assert_eq!(table.width(), 5);
             assert!(!on(&table.place(5).unwrap()).contains(&3), "{health:?}");
-            assert!(table.place(6).is_err());
         }
-        table.set_health(DeviceIndex(3), Health::Healthy);
+        assert!(table.place(6).is_err(), "it failed");
+        // Where the healthy ones have no room, a degraded one has to do.
+        table.set_health(DeviceIndex(3), Health::Degraded);
+        for _ in 0..4 {
+            assert!(!on(&table.place(5).unwrap()).contains(&3));
+        }
+        assert_eq!((table.space(1).segments_placeable, on(&table.place(1).unwrap())), (8, vec![3]));
+        let mut table = devices(6, 2, &[]);
         assert_eq!(on(&table.place(6).unwrap()).len(), 6);
         // Of three and one copy more than may be lost, two are left: a degraded one comes before a suspect one.
         let mut table = devices(3, 1, &[]);
@@ -666,6 +706,8 @@ mod tests {
             assert!(on[0] < 2 && on[1] >= 2, "{on:?}");
         }
         assert_eq!(table.space(2).segments_placeable, 0);
+        assert!(!table.is_crowded(&[(DeviceIndex(0), SlotIndex(0)), (DeviceIndex(2), SlotIndex(0))]));
+        assert!(table.is_crowded(&[(DeviceIndex(0), SlotIndex(0)), (DeviceIndex(1), SlotIndex(0))]));
         // With one domain gone a second copy in the other is better than none.
         let mut table = devices(4, 1, &["a", "a", "b", "b"]);
         table.set_usable(DeviceIndex(2), false);

@@ -242,7 +242,8 @@ impl Store {
         }
         let mut found = Vec::new();
         self.each_segment(&mut |id, segment| {
-            if segment.state == SegmentState::Sealed && segment.shards.1 < parity {
+            let is_thin = segment.shards.1 < parity || self.pool.is_crowded(&segment.placements);
+            if segment.state == SegmentState::Sealed && is_thin {
                 found.push(id);
             }
             ControlFlow::Continue(())
@@ -294,7 +295,6 @@ fn run(store: &Store, stop: &AtomicBool) {
     let mut again = AGAIN;
     let mut told = String::new();
     while goes_on() {
-        let changes = store.pool.placement_changes();
         match store.bring_back(&goes_on) {
             Ok(done) => {
                 (again, told) = (AGAIN, String::new());
@@ -320,8 +320,8 @@ fn run(store: &Store, stop: &AtomicBool) {
                 again = (again * 2).min(AGAIN_MAX);
             }
         }
-        // Whatever happened while it was at work has been seen, or counts as a change.
-        let begun = Instant::now();
+        // It changes much itself. Who fails meanwhile is brought back all the same, after a while.
+        let (changes, begun) = (store.pool.placement_changes(), Instant::now());
         let is_due = || {
             let has_changed = store.pool.placement_changes() != changes && begun.elapsed() >= AGAIN;
             let is_wanted = !store.pool.stale_members().is_empty() || !told.is_empty();

@@ -343,7 +343,10 @@ fn run(store: &Store) {
         // It wakes us, so the turn is not held.
         if let Err(error) = store.start_due_scrub() {
             tracing::error!(%error, "a scrub is due and cannot begin");
-            scrubber.wakeup.wait_for(&mut scrubber.turn.lock(), LOOK);
+            let mut turn = scrubber.turn.lock();
+            if goes_on() {
+                scrubber.wakeup.wait_for(&mut turn, LOOK);
+            }
         }
         if let Err(error) = store.scrub(&goes_on) {
             tracing::error!(%error, "a scrub failed");

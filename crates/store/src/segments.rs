@@ -170,7 +170,8 @@ impl Store {
         let written = open.places.iter().filter(|place| self.pool.is_written(**place)).count();
         let left = written.saturating_sub(usize::from(open.shards.0));
         let new = usize::from(self.pool.shards_now().1);
-        let is_trusted = open.places.iter().all(|place| self.pool.is_placed_on(place.0));
+        let is_trusted = open.places.iter().all(|place| self.pool.is_placed_on(place.0))
+            && !self.pool.is_crowded(&open.places);
         let is_whole = written == open.places.len();
         if new < left || new == left && (is_trusted || !is_whole) {
             return Ok(());

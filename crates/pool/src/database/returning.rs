@@ -96,10 +96,16 @@ impl Database {
         for copy in 0..places.len() {
             let places = self.places(piece);
             let shares = places[..copy].iter().any(|other| other.0 == places[copy].0);
-            if !shares && self.pool.is_written(places[copy]) {
+            // Devices that fail together are as bad as one, where there are others.
+            let crowds = !self.pool.slots.lock().fits_beside(places[copy].0, &places[..copy]);
+            let must = shares || !self.pool.is_written(places[copy]);
+            if !must && !crowds {
                 continue;
             }
-            if let Some(place) = self.pool.take_slot_beside(&places, self.number == FIRST) {
+            let others: Vec<Placement> =
+                places.iter().copied().filter(|place| *place != places[copy]).collect();
+            let taken = self.pool.take_slot_beside(&places, &others, !must, self.number == FIRST);
+            if let Some(place) = taken {
                 bytes += self.move_copy(piece, copy, &places, place)?;
             }
         }
@@ -109,12 +115,16 @@ impl Database {
     /// Whether copies of a piece share a device although there are devices for all of them.
     pub fn is_crowded(&self, piece: u32) -> bool {
         let places = self.places(piece);
-        let kept: Vec<_> = places.iter().filter(|place| self.pool.is_written(**place)).collect();
+        let kept: Vec<Placement> =
+            places.iter().copied().filter(|place| self.pool.is_written(*place)).collect();
         let mut devices: Vec<_> = kept.iter().map(|place| place.0).collect();
         devices.sort_unstable();
         devices.dedup();
-        let possible = places.len().min(self.pool.slots.lock().width());
-        kept.iter().any(|place| self.pool.readable(**place)) && devices.len() < possible
+        let slots = self.pool.slots.lock();
+        let possible = places.len().min(slots.width());
+        let crowds = devices.len() < possible || slots.is_crowded(&kept);
+        drop(slots);
+        crowds && kept.iter().any(|place| self.pool.readable(*place))
     }
 
     /// Moves one copy of a piece to a slot that was taken for it. The caller holds `sync`.

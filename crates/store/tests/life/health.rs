@@ -46,6 +46,11 @@ impl Device for Slow {
 }
 
 fn format(count: usize, redundancy: (u8, u8), rng: &dyn Rng) -> Vec<Arc<Slow>> {
+    format_in(count, redundancy, &[], rng)
+}
+
+/// The same with failure domains.
+fn format_in(count: usize, redundancy: (u8, u8), domains: &[&str], rng: &dyn Rng) -> Vec<Arc<Slow>> {
     let device = |n: usize| {
         let inner = FaultyDevice::new(MemoryDevice::new(format!("device {n}"), 128 << 20));
         Arc::new(Slow { inner, read_ms: AtomicU64::new(0) })
@@ -53,6 +58,7 @@ fn format(count: usize, redundancy: (u8, u8), rng: &dyn Rng) -> Vec<Arc<Slow>> {
     let devices: Vec<_> = (0..count).map(device).collect();
     let options = CreateOptions {
         redundancy: Some(Redundancy { shards_data: redundancy.0, shards_parity: redundancy.1 }),
+        failure_domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
         slot_bytes: Some(1 << 20),
         log_pieces: Some(4),
         ..CreateOptions::default()
@@ -219,4 +225,100 @@ fn who_answers_again_comes_back_while_others_write() {
     for (id, data) in &contents {
         assert!(read(&store, *id) == *data, "inode {id} reads wrong");
     }
+}
+
+/// Devices 0 and 1 fail together, and 2 and 3.
+fn assert_apart(store: &Store, when: &str) {
+    let mut pieces = std::collections::BTreeMap::<_, Vec<u16>>::new();
+    for entry in store.pool().mapped_slots() {
+        let owner = format!("{:?} {}", entry.owner, entry.piece);
+        pieces.entry(owner).or_default().push(entry.device.0 / 2);
+    }
+    store
+        .each_segment(&mut |id, segment| {
+            let domains = segment.placements.iter().map(|place| place.0.0 / 2).collect();
+            pieces.insert(format!("segment {id}"), domains);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    // The dedup index has one copy: it can be made anew.
+    for (name, mut domains) in pieces.into_iter().filter(|(_, domains)| domains.len() > 1) {
+        domains.sort_unstable();
+        assert_eq!(domains, [0, 1], "{when}: {name} has both copies where they fail together");
+    }
+}
+
+#[test]
+fn copies_stay_in_different_failure_domains() {
+    let rng = SeededRng::new(95);
+    let devices = format_in(4, (1, 1), &["a", "a", "b", "b"], &rng);
+    let store = mount(&devices, &rng);
+    let mut contents = fill(&store, 10, &rng);
+    store.checkpoint().unwrap();
+    assert_apart(&store, "at first");
+    for (round, device) in [2, 0, 3].into_iter().enumerate() {
+        let device = DeviceIndex(device);
+        store.pool().set_health(device, Health::Failed).unwrap();
+        contents.extend(fill(&store, 30 + 20 * round as u64, &rng));
+        store.bring_back(&|| true).unwrap();
+        assert_apart(&store, &format!("without device {device}"));
+        store.pool().set_health(device, Health::Healthy).unwrap();
+        assert_eq!(store.bring_back(&|| true).unwrap().len(), 1);
+        assert_apart(&store, &format!("with device {device} again"));
+    }
+    for (id, data) in &contents {
+        assert!(read(&store, *id) == *data, "inode {id} reads wrong");
+    }
+    assert_eq!(store.check(true).unwrap().problems, []);
+}
+
+/// With a whole domain away two copies in the other are better than one; they part when it is back.
+#[test]
+fn copies_part_when_their_failure_domain_is_back() {
+    let rng = SeededRng::new(96);
+    let devices = format_in(4, (1, 2), &["a", "a", "b", "b"], &rng);
+    let store = mount(&devices, &rng);
+    let mut contents = fill(&store, 10, &rng);
+    for device in [2, 3] {
+        store.pool().set_health(DeviceIndex(device), Health::Failed).unwrap();
+    }
+    contents.extend(fill(&store, 30, &rng));
+    store.bring_back(&|| true).unwrap();
+    for device in [2, 3] {
+        store.pool().set_health(DeviceIndex(device), Health::Healthy).unwrap();
+    }
+    assert_eq!(store.bring_back(&|| true).unwrap().len(), 2);
+    // Three copies, of which two may be lost: not all of them on one side.
+    store
+        .each_segment(&mut |id, segment| {
+            let first = segment.placements.iter().filter(|place| place.0.0 < 2).count();
+            assert!(segment.placements.len() == 3 && (1..3).contains(&first), "segment {id}: {segment:?}");
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    for (id, data) in &contents {
+        assert!(read(&store, *id) == *data, "inode {id} reads wrong");
+    }
+}
+
+/// Who was given up is not taken back by whoever was about to.
+#[test]
+fn who_is_given_up_stays_out() {
+    let rng = SeededRng::new(97);
+    let devices = format(3, (1, 2), &rng);
+    let store = mount(&devices, &rng);
+    fill(&store, 10, &rng);
+    let pool = store.pool();
+    pool.leave_out(DeviceIndex(1)).unwrap();
+    pool.leave_out(DeviceIndex(2)).unwrap();
+    let said = std::sync::atomic::AtomicBool::new(false);
+    let done = store.bring_back(&|| {
+        if !said.swap(true, Ordering::SeqCst) {
+            pool.set_health(DeviceIndex(2), Health::Failed).unwrap();
+        }
+        true
+    });
+    assert!(done.is_err(), "one of them could not come back");
+    assert_eq!(pool.member_states()[1..], [MemberState::In, MemberState::Out]);
+    assert_eq!(pool.health(DeviceIndex(2)), Health::Failed);
 }
