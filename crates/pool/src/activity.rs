@@ -271,6 +271,13 @@ impl Activity {
                 && now.saturating_sub(self.waiting_since.load(Ordering::Relaxed)) > nanos(HESITATION)
     }
 
+    /// Calls that came to an end, or are under way.
+    pub(crate) fn calls(&self) -> u64 {
+        let ended = [Count::Reads, Count::Writes, Count::Flushes, Count::Failed];
+        let ended: u64 = ended.iter().map(|n| self.counts[*n as usize].load(Ordering::Relaxed)).sum();
+        ended + u64::from(self.in_flight())
+    }
+
     pub(crate) fn counts(&self) -> DeviceCounts {
         DeviceCounts::from_array(std::array::from_fn(|n| self.counts[n].load(Ordering::Relaxed)))
     }

@@ -378,6 +378,11 @@ impl Pool {
         self.slots.lock().is_usable(device)
     }
 
+    /// Calls to all devices since the pool was opened: none of late means that there is nothing to judge.
+    pub fn device_calls(&self) -> u64 {
+        self.members.iter().flatten().map(|member| member.activity.calls()).sum()
+    }
+
     /// What every device is doing, and has done since the pool was opened.
     pub fn device_reports(&self) -> Vec<DeviceReport> {
         let states = self.member_states();

@@ -34,6 +34,7 @@ mod segments;
 mod service;
 mod sound_row;
 mod space;
+mod stop;
 mod store;
 mod tables;
 mod trim;

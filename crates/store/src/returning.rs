@@ -13,6 +13,7 @@
 
 use crate::StoreError;
 use crate::clean::{Cleaned, Moved};
+use crate::stop::Stop;
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::sabotage::{Edge, removed};
@@ -24,7 +25,6 @@ use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,6 @@ const LOOK: Duration = Duration::from_millis(5);
 /// How long it waits before it begins again: at first, and at most where that keeps failing.
 const AGAIN: Duration = Duration::from_secs(5);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
-/// How often it looks whether somebody is to be brought back.
-const IDLE: Duration = Duration::from_millis(100);
 
 /// How far a device has come that is being brought up to date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -259,7 +257,7 @@ impl Store {
 
 /// The running thread; dropping it ends the thread after its current step.
 pub struct ReturnThread {
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -269,7 +267,7 @@ impl ReturnThread {
     /// # Errors
     /// When no thread can be started.
     pub fn start(store: Arc<Store>) -> std::io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::<Stop>::default();
         let stopping = Arc::clone(&stop);
         let work = move || run(&store, &stopping);
         let thread = std::thread::Builder::new().name("return".into()).spawn(work)?;
@@ -279,7 +277,7 @@ impl ReturnThread {
 
 impl Drop for ReturnThread {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.stop.tell();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -290,8 +288,8 @@ impl Drop for ReturnThread {
 
 /// Tries, and tries again when something has changed or after a while: somebody may have made room, or a device may answer
 /// again. One that keeps failing is tried less and less often.
-fn run(store: &Store, stop: &AtomicBool) {
-    let goes_on = || !stop.load(Ordering::Acquire) && store.check_writable().is_ok();
+fn run(store: &Store, stop: &Stop) {
+    let goes_on = || !stop.is_told() && store.check_writable().is_ok();
     let mut again = AGAIN;
     let mut told = String::new();
     while goes_on() {
@@ -323,12 +321,12 @@ fn run(store: &Store, stop: &AtomicBool) {
         // It changes much itself. Who fails meanwhile is brought back all the same, after a while.
         let (changes, begun) = (store.pool.placement_changes(), Instant::now());
         let is_due = || {
-            let has_changed = store.pool.placement_changes() != changes && begun.elapsed() >= AGAIN;
+            let has_changed = store.pool.placement_changes() != changes;
             let is_wanted = !store.pool.stale_members().is_empty() || !told.is_empty();
             has_changed || is_wanted && begun.elapsed() >= again
         };
         while goes_on() && !is_due() {
-            std::thread::sleep(IDLE);
+            stop.sleep(AGAIN);
         }
     }
 }

@@ -1,12 +1,11 @@
 //! What is done by itself once in a while, because somebody may have forgotten it: orphans are cleaned, and the devices told
 //! again what is free.
 
+use crate::stop::Stop;
 use crate::store::Store;
 use crate::{OrphansCleaned, StoreError};
-use parking_lot::{Condvar, Mutex};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -122,13 +121,6 @@ pub struct UpkeepThread {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
-struct Stop {
-    told: AtomicBool,
-    turn: Mutex<()>,
-    wakeup: Condvar,
-}
-
 impl UpkeepThread {
     /// Starts the thread.
     ///
@@ -146,10 +138,7 @@ impl UpkeepThread {
 
 impl Drop for UpkeepThread {
     fn drop(&mut self) {
-        self.stop.told.store(true, Ordering::Release);
-        // Whoever is about to sleep has looked before, and holds this.
-        drop(self.stop.turn.lock());
-        self.stop.wakeup.notify_all();
+        self.stop.tell();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -160,13 +149,10 @@ impl Drop for UpkeepThread {
 
 fn run(store: &Store, options: UpkeepOptions, stop: &Stop) {
     let mut upkeep = Upkeep::new(store, options);
-    let is_told = || stop.told.load(Ordering::Acquire);
+    let is_told = || stop.is_told();
     while let Some(rest) = upkeep.rest(store.clock.elapsed()) {
         if !rest.is_zero() {
-            let mut turn = stop.turn.lock();
-            if !is_told() {
-                stop.wakeup.wait_for(&mut turn, rest);
-            }
+            stop.sleep(rest);
         }
         if is_told() || store.check_writable().is_err() {
             return;

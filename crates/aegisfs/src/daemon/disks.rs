@@ -17,8 +17,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often it is looked what devices did.
+/// How often it is looked what devices did, and how often if they did nothing.
 const LOOK: Duration = Duration::from_secs(1);
+const LOOK_IDLE: Duration = Duration::from_secs(10);
 /// How often they are asked on purpose, if anybody used the pool since, and what they counted is stored.
 const PROBE_EVERY: Duration = Duration::from_secs(600);
 /// How often they are asked what they think of themselves.
@@ -192,11 +193,14 @@ fn watch(store: &Store, stop: &Stop) {
     let (mut probed, mut used) = (Instant::now(), store.used_by_others());
     let mut smart_asked = None::<Instant>;
     let mut told = BTreeMap::new();
+    let mut calls = 0;
     loop {
+        let now = pool.device_calls();
+        let rest = if std::mem::replace(&mut calls, now) == now { LOOK_IDLE } else { LOOK };
         {
             let turn = stop.turn();
             if !is_told() {
-                drop(stop.wakeup.wait_timeout(turn, LOOK));
+                drop(stop.wakeup.wait_timeout(turn, rest));
             }
         }
         if is_told() {
