@@ -20,7 +20,7 @@ pub use structures::{
 };
 pub use values::{
     branch, damage, descriptor_group, device_counts, dirents, extents_window, inode, keys, mended, pending,
-    pin, schedule, scrub, segment, snapshot, volume,
+    pin, policy, schedule, scrub, segment, snapshot, volume,
 };
 
 /// A decoder under test.
@@ -57,6 +57,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "scrub", run: scrub, samples: samples::scrub },
     Target { name: "schedule", run: schedule, samples: samples::schedule },
     Target { name: "device_counts", run: device_counts, samples: samples::device_counts },
+    Target { name: "policy", run: policy, samples: samples::policy },
     Target { name: "mended", run: mended, samples: samples::mended },
     Target { name: "pending", run: pending, samples: samples::pending },
     Target { name: "keys", run: keys, samples: samples::keys },

@@ -19,7 +19,7 @@ use aegisfs_format::page::{PageEntry, SumBlock, SumBlockPlace};
 use aegisfs_format::slot::{SlotContent, SlotHeader};
 use aegisfs_format::superblock::{DATABASES_MAX, DeviceEntry, Health, Membership, Superblock};
 use aegisfs_format::value::{
-    Branch, Damage, DeviceCounts, Dirent, Inode, Mended, MendedList, Pin, Schedule, Scrub, ScrubCounts,
+    Branch, Damage, DeviceCounts, Dirent, Inode, Mended, MendedList, Pin, Policy, Schedule, Scrub, ScrubCounts,
     ScrubState, Segment, SegmentState, Snapshot, Volume, When, encode_dirents, encode_pending,
 };
 
@@ -307,7 +307,7 @@ pub fn segment() -> Samples {
         state: SegmentState::Sealed,
         shards: (1, 1),
         tier: 0,
-        policy: 0,
+        policy: aegisfs_base::PolicyId(0),
         key_domain: 0,
         live_bytes: 100,
         written_bytes: 200,
@@ -429,6 +429,11 @@ pub fn schedule() -> Samples {
         of(When::Every { seconds: 30 * 86_400 }),
         of(When::Calendar { weekdays: 0x41, month_day: 0, minute: 120 }),
     ]
+}
+
+/// Policies.
+pub fn policy() -> Samples {
+    [(1, 2), (4, 2)].map(|(shards_data, shards_parity)| Policy { shards_data, shards_parity }.encode()).to_vec()
 }
 
 /// A device that was used.

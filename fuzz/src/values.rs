@@ -2,7 +2,7 @@
 
 use aegisfs_format::descriptor::DescriptorGroup;
 use aegisfs_format::value::{
-    Branch, Damage, DeviceCounts, Inode, MendedList, Pin, Schedule, Scrub, Segment, Snapshot, Volume,
+    Branch, Damage, DeviceCounts, Inode, MendedList, Pin, Policy, Schedule, Scrub, Segment, Snapshot, Volume,
     decode_dirents, decode_pending, encode_dirents, encode_pending,
 };
 use aegisfs_format::{extent, key};
@@ -75,6 +75,11 @@ value!(
     /// When scrubs begin.
     schedule,
     Schedule
+);
+value!(
+    /// How something is stored.
+    policy,
+    Policy
 );
 value!(
     /// What a device was asked for.

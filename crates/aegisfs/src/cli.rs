@@ -62,6 +62,9 @@ pub(crate) enum Command {
     /// Show what cannot be read and nothing here can mend, and mend it with bytes from elsewhere.
     #[command(subcommand)]
     Damage(DamageCommand),
+    /// How files and directories are stored, where that is not as the pool is by itself.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// How each device is doing, and how far it is trusted.
     #[command(subcommand)]
     Disk(DiskCommand),
@@ -316,6 +319,42 @@ pub(crate) enum DamageCommand {
         /// A file, or a directory with everything under it; links are not followed.
         #[arg(long, value_name = "PATH")]
         from: PathBuf,
+        /// The mount point.
+        mount: PathBuf,
+    },
+}
+
+/// What is asked of policies.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Say how a file, or a directory and everything in it, is stored from now on. What is there already is stored anew in the
+    /// background, which goes on over mounts; files and directories with a policy of their own keep it.
+    Set {
+        /// What is said, as in redundancy=mirror:2: single, mirror:COPIES or ec:DATA+PARITY.
+        #[arg(value_name = "NAME=VALUE")]
+        setting: String,
+        /// Wait until all of it is stored so; it goes on when this command is interrupted.
+        #[arg(long)]
+        wait: bool,
+        /// A file or directory of a mount.
+        path: PathBuf,
+    },
+    /// How a file or directory is stored.
+    #[command(visible_alias = "show")]
+    Get {
+        /// A file or directory of a mount.
+        path: PathBuf,
+    },
+    /// Have a file or directory follow the one that it is in again.
+    Clear {
+        /// Wait until all of it is stored so; it goes on when this command is interrupted.
+        #[arg(long)]
+        wait: bool,
+        /// A file or directory of a mount.
+        path: PathBuf,
+    },
+    /// How far what is there already has come to follow its policy. The command ends with code 3 if something does not get on.
+    Status {
         /// The mount point.
         mount: PathBuf,
     },

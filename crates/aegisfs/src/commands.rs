@@ -8,6 +8,7 @@ pub(crate) mod format;
 mod inspect;
 pub(crate) mod mount;
 mod orphans;
+mod policy;
 mod remount;
 mod scan;
 mod schedule;
@@ -72,6 +73,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
             schedule::run(&ScheduleCommand::Set { every, at, intensity, dry_run: false, mount }, json)
         }
         Command::Damage(command) => damage::run(&command, json),
+        Command::Policy(command) => policy::run(&command, json),
         Command::Disk(command) => disk::run(&command, json),
         Command::Health { mount } => disk::run(&DiskCommand::List { mount }, json),
         Command::ProbeDisks { mount } => disk::run(&DiskCommand::Probe { mount }, json),

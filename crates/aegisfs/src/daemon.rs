@@ -3,6 +3,7 @@
 mod damage;
 mod disks;
 mod members;
+mod policies;
 mod reclaim;
 mod scrubbing;
 mod smart;
@@ -206,6 +207,18 @@ impl Service for Daemon {
         disks::set_health(&self.store, device, health)
     }
 
+    fn policies(&self) -> Result<Value, String> {
+        policies::describe(&self.fs).map_err(|error| error.to_string())
+    }
+
+    fn policy(&self, inode: &str) -> Result<Value, String> {
+        policies::of(&self.fs, inode)
+    }
+
+    fn set_policy(&self, inode: &str, order: &str) -> Result<Value, String> {
+        policies::set(&self.fs, inode, order)
+    }
+
     fn trimming(&self) -> Value {
         reclaim::trimming(&self.store)
     }
@@ -368,6 +381,9 @@ fn open_pool(named: &[PathBuf], options: &Options) -> Result<(Vec<PathBuf>, Disk
     members.iter().for_each(|path| devices::remember(path));
     for missing in opening.missing.iter().chain(&opening.absent) {
         tracing::warn!(device = missing, "a device of the pool is missing");
+    }
+    if opening.too_few {
+        tracing::error!("too few devices of the pool are there: not everything can be read");
     }
     for stale in &opening.stale {
         tracing::warn!(device = stale, "a device was left out, and lacks what was written without it");

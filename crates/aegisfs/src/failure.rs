@@ -101,6 +101,8 @@ impl From<aegisfs_pool::PoolError> for Failure {
         match error {
             E::Device(error) => error.into(),
             E::NotFormatted { .. } => Self::new("E_NOT_FORMATTED", Exit::Failed, error.to_string()),
+            E::TooFew { present, .. } if present > 0 => Self::new("E_POOL", Exit::Failed, error.to_string())
+                .hint("add them, or mount with -o degraded,ro to read what can be read"),
             other => Self::new("E_POOL", Exit::Failed, other.to_string()),
         }
     }

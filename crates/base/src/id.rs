@@ -65,6 +65,10 @@ id!(
     SlotIndex(u32)
 );
 id!(
+    /// A storage policy: what is stored alike. 0 is the pool's own.
+    PolicyId(u16)
+);
+id!(
     /// The order in which changes passed the sequencer.
     Sequence(u64)
 );

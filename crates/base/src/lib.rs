@@ -18,8 +18,8 @@ pub mod units;
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use fault::FaultKind;
 pub use id::{
-    BranchId, ChunkId, DeviceIndex, EpochId, Generation, Incarnation, InodeId, RowIndex, SegmentId, Sequence,
-    SlotIndex, Uuid,
+    BranchId, ChunkId, DeviceIndex, EpochId, Generation, Incarnation, InodeId, PolicyId, RowIndex, SegmentId,
+    Sequence, SlotIndex, Uuid,
 };
 pub use rng::{Rng, SeededRng, SystemRng};
 pub use share::Share;

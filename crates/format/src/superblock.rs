@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 /// First bytes of every superblock.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"AegisFS\x01";
 /// The version this program writes and the newest it reads.
-pub const SUPERBLOCK_VERSION: u32 = 5;
+pub const SUPERBLOCK_VERSION: u32 = 6;
 /// The oldest version that is understood; those before it were never released.
 pub const SUPERBLOCK_VERSION_MIN: u32 = 5;
 /// Incompatible features that this program knows.
@@ -511,8 +511,12 @@ mod tests {
     #[test]
     fn newer_versions_and_unknown_features_say_so() {
         let mut bytes = sample().encode();
-        bytes[8] = 6;
-        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Version { found: 6, known: 5, .. })));
+        let next = SUPERBLOCK_VERSION + 1;
+        bytes[8] = next as u8;
+        let decoded = Superblock::decode(&bytes);
+        assert!(
+            matches!(decoded, Err(FormatError::Version { found, known: SUPERBLOCK_VERSION, .. }) if found == next)
+        );
 
         let changed = |change: fn(&mut SuperblockV1)| {
             let mut fixed = SuperblockV1::read_from_prefix(&sample().encode()).unwrap().0;

@@ -4,6 +4,7 @@ mod damage;
 mod device;
 mod history;
 mod inode;
+mod policy;
 mod schedule;
 mod scrub;
 
@@ -11,6 +12,7 @@ pub use damage::{Damage, Mended, MendedList};
 pub use device::DeviceCounts;
 pub use history::{Branch, Pin, Snapshot, Volume, branch_of, first_epoch};
 pub use inode::{INODE_FLAGS, Inode};
+pub use policy::Policy;
 pub use schedule::{Schedule, When};
 pub use scrub::{Scrub, ScrubCounts, ScrubState};
 
@@ -18,7 +20,7 @@ use crate::FormatError;
 use crate::cell::is_geometry;
 use crate::wire::{Append, Reader};
 use aegisfs_base::limits::NAME_BYTES_MAX;
-use aegisfs_base::{DeviceIndex, InodeId, SlotIndex};
+use aegisfs_base::{DeviceIndex, InodeId, PolicyId, SlotIndex};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -190,7 +192,7 @@ pub struct Segment {
     /// Tier.
     pub tier: u8,
     /// Storage policy.
-    pub policy: u16,
+    pub policy: PolicyId,
     /// Key domain.
     pub key_domain: u16,
     /// Bytes of chunks still referred to.
@@ -220,7 +222,7 @@ impl Segment {
             shards_data: self.shards.0,
             shards_parity: self.shards.1,
             tier: self.tier,
-            policy: U16::new(self.policy),
+            policy: U16::new(self.policy.0),
             key_domain: U16::new(self.key_domain),
             live_bytes: U64::new(self.live_bytes),
             written_bytes: U64::new(self.written_bytes),
@@ -273,7 +275,7 @@ impl Segment {
             state,
             shards: (raw.shards_data, raw.shards_parity),
             tier: raw.tier,
-            policy: raw.policy.get(),
+            policy: PolicyId(raw.policy.get()),
             key_domain: raw.key_domain.get(),
             live_bytes: raw.live_bytes.get(),
             written_bytes: raw.written_bytes.get(),
@@ -330,7 +332,7 @@ mod tests {
             state: SegmentState::Sealed,
             shards: (2, 1),
             tier: 1,
-            policy: 2,
+            policy: PolicyId(2),
             key_domain: 3,
             live_bytes: 4,
             written_bytes: 5,

@@ -5,11 +5,11 @@
 use crate::FsError;
 use crate::fs::{Fs, HEAD, ROOT};
 use crate::node::{S_IFDIR, S_IFMT};
-use aegisfs_base::{InodeId, Tally};
+use aegisfs_base::{InodeId, PolicyId, Tally};
 use aegisfs_format::extent::decode_window;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::{Inode, decode_dirents};
-use aegisfs_store::{View, versions};
+use aegisfs_store::{Tables, View, versions};
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub struct TreeReport {
     pub inodes: u64,
     /// Names.
     pub names: u64,
+    /// Bytes of files that are not stored as their policy says, or not yet. That is no problem of the tree.
+    pub misplaced_bytes: u64,
 }
 
 /// What the names say of a directory.
@@ -68,6 +70,7 @@ impl Fs {
             around.orphans.extend(key::stem_inode(stem));
         })?;
         check.add_up_extents(&mut around)?;
+        check.find_misplaced()?;
         let known = check.judge_inodes(&around)?;
         for table in [Table::Inline, Table::Xattr, Table::Orphans] {
             check.find_strays(table, &known)?;
@@ -143,6 +146,37 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Counts what is stored as another policy says than that of the file.
+    fn find_misplaced(&mut self) -> Result<(), FsError> {
+        let store = Arc::clone(&self.fs.store);
+        if !store.has_policies() {
+            return Ok(());
+        }
+        let head = store.view().head(HEAD)?;
+        let mut current: Option<(InodeId, PolicyId)> = None;
+        let mut outcome = Ok(());
+        self.scan(Table::Extents, |check, stem, stored| {
+            let Ok(id) = key::stem_inode(stem) else { return };
+            if current.is_none_or(|(before, _)| before != id) {
+                let inode = versions::visible(&store.view(), Table::Inode, &key::inode(id), &check.view);
+                let inode = inode.ok().flatten().and_then(|stored| Inode::decode(&stored).ok());
+                current = Some((id, inode.map(|inode| inode.policy).unwrap_or_default()));
+            }
+            let references = decode_window(stored).unwrap_or_default();
+            for reference in references.iter().filter(|reference| !head.is_pinned(reference.birth)) {
+                match store.policy_of_chunk(reference.chunk) {
+                    Ok(Some(found)) if current.is_none_or(|(_, policy)| policy != found) => {
+                        check.report.misplaced_bytes += u64::from(reference.length);
+                    }
+                    // What is missing is found with the references.
+                    Ok(_) => {}
+                    Err(error) => outcome = Err(error),
+                }
+            }
+        })?;
+        Ok(outcome?)
+    }
+
     fn compare_covered(&mut self, (id, covered): (InodeId, u64)) {
         let stored = versions::visible(&self.fs.store.view(), Table::Inode, &key::inode(id), &self.view);
         // Inodes that cannot be read are found elsewhere.
@@ -169,7 +203,12 @@ impl Check<'_> {
             known.add_one(id.0);
             named += u64::from(around.names.get(id.0) > 0);
             match Inode::decode(stored) {
-                Ok(inode) => judge(id, &inode, around).into_iter().for_each(|what| check.complain(id, what)),
+                Ok(inode) => {
+                    judge(id, &inode, around).into_iter().for_each(|what| check.complain(id, what));
+                    if !check.fs.store.knows_policy(inode.policy) {
+                        check.complain(id, format!("follows policy {}, which is none", inode.policy));
+                    }
+                }
                 Err(error) => check.complain(id, error.to_string()),
             }
         })?;

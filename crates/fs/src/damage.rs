@@ -95,7 +95,7 @@ impl Fs {
     }
 
     /// A name of each of some inodes. Reads all directories, once for each level that they lie deep.
-    fn paths_of(&self, inodes: BTreeSet<InodeId>) -> Result<HashMap<InodeId, Vec<u8>>, FsError> {
+    pub(crate) fn paths_of(&self, inodes: BTreeSet<InodeId>) -> Result<HashMap<InodeId, Vec<u8>>, FsError> {
         let view = self.store.head_view(HEAD)?;
         let mut names: HashMap<InodeId, (InodeId, Vec<u8>)> = HashMap::new();
         let mut wanted = inodes.clone();

@@ -7,7 +7,7 @@ use crate::fs::{Fs, HEAD, note_commit};
 use crate::node::{Node, NodeState};
 use crate::overlay::Overlay;
 use aegisfs_base::limits::{INLINE_BYTES_MAX, LOG_PAYLOAD_BYTES_MAX};
-use aegisfs_base::{InodeId, Sequence, Share};
+use aegisfs_base::{InodeId, PolicyId, Sequence, Share};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value;
@@ -55,6 +55,8 @@ struct Leaving<'n> {
     taken: Duration,
     /// Whether the file is so small that its content goes beside its inode: all of it is here.
     inline: bool,
+    /// How the bytes are stored: that of the file when they were taken.
+    policy: PolicyId,
     /// The last change that put bytes of this file into the log before they left.
     pending: Sequence,
     /// What the log holds of them, and of what they took the place of; until they lie in rows.
@@ -148,6 +150,7 @@ impl Fs {
             size,
             taken: self.clock.elapsed(),
             inline: size <= INLINE_BYTES_MAX as u64 && whole && state.inode.allocated == 0 && !state.outlined,
+            policy: state.inode.policy,
             pending: state.last_pending,
             logged,
             promised,
@@ -155,7 +158,7 @@ impl Fs {
         })
     }
 
-    /// Stores the bytes of several files in one change.
+    /// Stores the bytes of several files, which follow the same policy, in one change.
     fn store_leaving(&self, mut files: Vec<Leaving<'_>>) -> Result<(), FsError> {
         let mut outcome = self.try_store(&mut files, true);
         if matches!(outcome, Err(FsError::Store(StoreError::StaleChunk { .. }))) {
@@ -183,6 +186,7 @@ impl Fs {
 
     fn try_store(&self, files: &mut [Leaving<'_>], trusting: bool) -> Result<(), FsError> {
         let bytes: Vec<_> = files.iter().map(|file| Arc::clone(&file.bytes)).collect();
+        let policy = files.first().map_or(PolicyId::default(), |file| file.policy);
         let mut pieces = Vec::new();
         for (number, (file, bytes)) in files.iter().zip(&bytes).enumerate().filter(|(_, (f, _))| !f.inline) {
             let stretches = bytes.stretches().into_iter();
@@ -196,7 +200,7 @@ impl Fs {
                 last.open = true;
             }
         }
-        let mut ingested = self.store.ingest(files.len(), &pieces, trusting)?;
+        let mut ingested = self.store.ingest(files.len(), &pieces, policy, trusting)?;
         // Before any lock is taken: an earlier batch may be waiting for one of them.
         ingested.wait_turn();
         // The locks are taken in ascending order, as everywhere.
@@ -389,7 +393,9 @@ impl Fs {
                     let count = leaving.bytes.bounds().count();
                     // A small file does not wait until a large one is stored.
                     let is_large = leaving.bytes.bytes() >= BATCH_BYTES_MAX;
-                    if !batch.is_empty() && (is_large || stretches + count > BATCH_STRETCHES_MAX) {
+                    let differs = batch.first().is_some_and(|first| first.policy != leaving.policy);
+                    let too_many = stretches + count > BATCH_STRETCHES_MAX;
+                    if !batch.is_empty() && (is_large || too_many || differs) {
                         outcome = outcome.and(self.store_leaving(std::mem::take(&mut batch)));
                         (bytes, stretches) = (0, 0);
                     }

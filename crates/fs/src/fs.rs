@@ -7,6 +7,7 @@ use crate::heat::Heat;
 use crate::name::NameHasher;
 use crate::node::{Node, NodeState, S_IFDIR};
 use crate::overlay::{Origin, Overlay};
+use crate::policy::Following;
 use crate::table::Table as Nodes;
 use aegisfs_base::{BranchId, Clock, InodeId, Share, Timestamp};
 use aegisfs_format::key::{self, Table};
@@ -108,6 +109,8 @@ pub struct Fs {
     pub(crate) gate: Gate,
     /// Signalled when there may be something to write out.
     pub(crate) work: (Mutex<bool>, Condvar),
+    /// How far what is there already follows its policy.
+    pub(crate) following: Following,
 }
 
 impl Fs {
@@ -160,6 +163,7 @@ impl Fs {
             logged_bytes_max,
             gate: Gate::default(),
             work: Default::default(),
+            following: Following::default(),
         };
         if fs.store.check_writable().is_ok() {
             fs.store.finish_truncations()?;

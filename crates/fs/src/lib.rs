@@ -21,6 +21,7 @@ mod name;
 mod node;
 pub mod ops;
 mod overlay;
+mod policy;
 mod table;
 
 pub use aegisfs_format::value::{INODE_FLAGS, Inode};
@@ -41,3 +42,4 @@ pub use ops::setattr::{Changes, TimeChange};
 pub use ops::statfs::Statistics;
 pub use ops::write::WriteKind;
 pub use ops::xattr::XattrMode;
+pub use policy::{FollowThread, Followed, PolicyOf, Waiting};

@@ -3,7 +3,7 @@
 use crate::FsError;
 use crate::locks::{self, CountedRwLock};
 use crate::overlay::Overlay;
-use aegisfs_base::{InodeId, Sequence, Share};
+use aegisfs_base::{InodeId, PolicyId, Sequence, Share};
 use aegisfs_format::value::Inode;
 use aegisfs_store::{Reservation, Store};
 use parking_lot::Mutex;
@@ -137,7 +137,12 @@ impl NodeState {
 
     /// What the bytes in `overlay` take on the devices at worst.
     pub(crate) fn worst_case_bytes(&self, store: &Store) -> u64 {
-        store.worst_case_bytes(self.overlay.waiting_bytes(), self.overlay.run_count())
+        self.worst_case_bytes_with(store, self.inode.policy)
+    }
+
+    /// The same if it followed a certain policy.
+    pub(crate) fn worst_case_bytes_with(&self, store: &Store, policy: PolicyId) -> u64 {
+        store.worst_case_bytes(self.overlay.waiting_bytes(), self.overlay.run_count(), policy)
     }
 
     /// Takes a promise for bytes that came, and gives back what the overlay does not need: bytes written over

@@ -37,6 +37,15 @@ impl Redundancy {
         usize::from(self.shards_data) + usize::from(self.shards_parity)
     }
 
+    /// The same with so many devices only: fewer shards of data, and less parity where there is no other way.
+    pub(crate) const fn on(self, devices: usize) -> (u8, u8) {
+        let devices = if devices > u8::MAX as usize { u8::MAX } else { devices as u8 };
+        let spare = devices.saturating_sub(1);
+        let parity = if self.shards_parity < spare { self.shards_parity } else { spare };
+        let left = if devices > parity { devices - parity } else { 1 };
+        (if self.shards_data < left { self.shards_data } else { left }, parity)
+    }
+
     /// What a pool of so many devices has unless somebody says otherwise: one device none, two or three two copies, and from
     /// four on any two may be lost.
     pub fn for_devices(count: usize) -> Self {

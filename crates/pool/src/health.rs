@@ -549,7 +549,8 @@ mod tests {
             let again = reopened(&devices);
             assert_eq!(again.health(DeviceIndex(1)), health);
             assert_eq!(again.member_states()[1], MemberState::In);
-            let ((data, parity), places) = again.open_segment(aegisfs_base::SegmentId(9), true).unwrap();
+            let ((data, parity), places) =
+                again.open_segment(aegisfs_base::SegmentId(9), again.redundancy(), true).unwrap();
             assert_eq!((data, parity), (3, 2), "five are left for it");
             assert!(places.iter().all(|place| place.0 != DeviceIndex(1)), "{health:?}");
         }

@@ -16,7 +16,8 @@ use std::sync::Arc;
 pub struct OpenOptions {
     /// Write nothing at all.
     pub read_only: bool,
-    /// Go on without members that should be there, as long as everything can be read.
+    /// Go on without members that should be there, as long as everything can be read; for reading only, also where not
+    /// everything can.
     pub degraded: bool,
 }
 
@@ -33,6 +34,8 @@ pub struct Opening {
     pub absent: Vec<String>,
     /// Devices that are there but lack what was written without them.
     pub stale: Vec<String>,
+    /// More are missing than the pool can do without: not everything can be read.
+    pub too_few: bool,
 }
 
 impl Pool {
@@ -288,7 +291,8 @@ fn check_presence(
             if is_in { &mut opening.missing } else { &mut opening.absent }.push(path);
         }
     }
-    if total - present > spare {
+    opening.too_few = total - present > spare;
+    if opening.too_few && !(options.degraded && options.read_only && present > 0) {
         return Err(PoolError::TooFew { present, total, spare, names: opening.missing.join(", ") });
     }
     // So few may have been left behind by the others, without ever having been told.

@@ -8,6 +8,7 @@ use crate::superblocks;
 use crate::together::together;
 use aegisfs_base::sabotage::{Edge, removed};
 use aegisfs_base::{DeviceIndex, Incarnation, SlotIndex, Uuid};
+use aegisfs_format::cell::is_geometry;
 use aegisfs_format::layout::SUPERBLOCK_BYTES;
 use aegisfs_format::map::{self, MAP_ENTRIES_MAX, MapEntry, MapOwner};
 use aegisfs_format::sum128;
@@ -73,6 +74,8 @@ pub struct Pool {
     dirty: AtomicBool,
     /// A write or flush failed that no other device made good: this life cannot end in order.
     failed: AtomicBool,
+    /// Slots of all devices.
+    slots_total: u64,
     /// Slots that hold databases: as many as the map says.
     pub(crate) database_slots: AtomicU64,
     slot_bytes: u64,
@@ -103,6 +106,7 @@ impl Pool {
             ended_in_order: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            slots_total: state.superblock.devices.iter().map(|entry| u64::from(entry.slots)).sum(),
             database_slots: AtomicU64::new(database_slots(&state.map)),
             slot_bytes: u64::from(state.superblock.slot_bytes),
             uuid: state.superblock.pool,
@@ -120,6 +124,11 @@ impl Pool {
     /// Bytes of one slot.
     pub const fn slot_bytes(&self) -> u64 {
         self.slot_bytes
+    }
+
+    /// Slots of all devices, there or not.
+    pub const fn slots_total(&self) -> u64 {
+        self.slots_total
     }
 
     /// The pool's name for machines.
@@ -174,20 +183,45 @@ impl Pool {
     ///
     /// Where those are too few, there are fewer shards of data; with less than full parity only when even a copy of
     /// everything on each of them is not as much.
-    pub fn shards_now(&self) -> (u8, u8) {
-        self.shards_with(self.slots.lock().width())
+    pub fn shards_now(&self, redundancy: Redundancy) -> (u8, u8) {
+        redundancy.on(self.slots.lock().width_with(usize::from(redundancy.shards_parity)))
     }
 
-    /// The same with so many devices.
-    pub(crate) fn shards_with(&self, usable: usize) -> (u8, u8) {
-        let usable = u8::try_from(usable.max(1)).unwrap_or(u8::MAX);
-        let parity = self.redundancy.shards_parity.min(usable - 1);
-        (self.redundancy.shards_data.min(usable - parity), parity)
+    /// How many segments can still be placed, without the slots kept for metadata.
+    pub fn segments_placeable(&self, redundancy: Redundancy) -> u64 {
+        self.slots.lock().placeable(redundancy.shards(), usize::from(redundancy.shards_parity))
     }
 
-    /// Whether more shards of something fail together than may be lost, although it need not be so any more.
-    pub fn is_crowded(&self, places: &[Placement]) -> bool {
-        self.slots.lock().is_crowded(places)
+    /// Whether more shards of a segment with so much parity fail together than may be lost, although it need not be so any
+    /// more.
+    pub fn is_crowded(&self, places: &[Placement], parity: u8) -> bool {
+        self.slots.lock().is_crowded(places, usize::from(parity))
+    }
+
+    /// Refuses a redundancy that files of this pool cannot have.
+    ///
+    /// # Errors
+    /// [`PoolError::Impossible`], with the reason.
+    pub fn allow(&self, redundancy: Redundancy) -> Result<(), PoolError> {
+        let Redundancy { shards_data, shards_parity } = redundancy;
+        let copies = self.superblock().metadata_copies;
+        let most = self.slots.lock().width_if_all(usize::from(shards_parity));
+        let reason = if !is_geometry((shards_data, shards_parity)) {
+            format!("there is no redundancy of {shards_data} shards of data and {shards_parity} of parity")
+        } else if redundancy.shards() > most {
+            format!(
+                "it takes {} devices, of which no more fail together than may be lost; this pool has room for {most} shards",
+                redundancy.shards()
+            )
+        } else if shards_parity >= copies {
+            format!(
+                "the metadata of this pool has {copies} copies: with {shards_parity} devices lost nobody could tell where the \
+                 data is"
+            )
+        } else {
+            return Ok(());
+        };
+        Err(PoolError::Impossible { reason })
     }
 
     /// Leaves so many free slots to the metadata, an equal number on each device, but not more than a quarter of it.

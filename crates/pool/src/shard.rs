@@ -1,7 +1,7 @@
 //! Bytes to and from slots.
 
 use crate::PoolError;
-use crate::pool::Pool;
+use crate::pool::{Pool, Redundancy};
 use crate::slots::Placement;
 use aegisfs_base::SegmentId;
 use aegisfs_base::limits::BLOCK_BYTES;
@@ -90,21 +90,23 @@ impl Pool {
         Err(PoolError::Absent { device, slot })
     }
 
-    /// Takes slots for a segment and writes their headers; one that is not wide has one shard of data. Returns how many there
-    /// are of data and of parity, and where.
+    /// Takes slots for a segment and writes their headers; one that is not wide has one shard of data, and parity as the others.
+    /// Returns how many there are of data and of parity, and where.
     ///
     /// # Errors
     /// When there is no room, or a device fails.
     pub fn open_segment(
         &self,
         segment: SegmentId,
+        redundancy: Redundancy,
         wide: bool,
     ) -> Result<((u8, u8), Vec<Placement>), PoolError> {
         let (shards, places) = self.take_slots(|slots| {
             // Asked with the slots held: a device may be left out at any time.
-            let (data, parity) = self.shards_with(slots.width());
+            let (data, parity) = redundancy.on(slots.width_with(usize::from(redundancy.shards_parity)));
             let data = if wide { data } else { 1 };
-            Ok(((data, parity), slots.place(usize::from(data) + usize::from(parity))?))
+            let places = slots.place(usize::from(data) + usize::from(parity), usize::from(parity))?;
+            Ok(((data, parity), places))
         })?;
         for (member, place) in places.iter().enumerate() {
             let content = SlotContent::Segment { segment, shards };

@@ -165,7 +165,7 @@ pub struct Space {
 pub(crate) struct SlotTable {
     devices: Vec<DeviceSlots>,
     /// Shards of parity that a segment should have: so many others of it may be lost.
-    parity: usize,
+    pub(crate) parity: usize,
     /// So many shards of a segment may be on devices that fail together.
     per_domain: usize,
     /// Usable devices, those together that fail together.
@@ -266,9 +266,34 @@ impl SlotTable {
         width(&self.domains, self.per_domain)
     }
 
+    /// Which devices get shards of segments with so much parity, and how many of those that fail together.
+    ///
+    /// Those are the trusted ones, if parity that is not the usual has room on them too.
+    fn rule(&self, parity: usize) -> (&Domains, usize) {
+        if parity == self.parity {
+            return (&self.domains, self.per_domain);
+        }
+        let per_domain = if parity == 0 { usize::MAX } else { parity };
+        [&self.domains, &self.reachable]
+            .into_iter()
+            .find(|domains| width(domains, per_domain) > parity)
+            .map_or((&self.reachable, usize::MAX), |domains| (domains, per_domain))
+    }
+
+    /// How many shards a segment with so much parity can have at most.
+    pub(crate) fn width_with(&self, parity: usize) -> usize {
+        let (domains, per_domain) = self.rule(parity);
+        width(domains, per_domain)
+    }
+
     /// The same if nothing may be put up with.
     pub(crate) fn width_apart(&self) -> usize {
         width(&self.domains, if self.parity == 0 { usize::MAX } else { self.parity })
+    }
+
+    /// The same with all devices there and trusted.
+    pub(crate) fn width_if_all(&self, parity: usize) -> usize {
+        width(&self.by_domain(|_| true), if parity == 0 { usize::MAX } else { parity })
     }
 
     /// Of some devices in the order in which they are wanted, so many that no failure domain has too many of them.
@@ -284,15 +309,21 @@ impl SlotTable {
 
     /// Whether a device may have a shard beside others without too many of them failing together.
     pub(crate) fn fits_beside(&self, device: DeviceIndex, others: &[Placement]) -> bool {
-        let domain = |device: DeviceIndex| self.devices.get(usize::from(device.0)).map(|slots| slots.domain);
-        let beside = others.iter().filter(|other| domain(other.0) == domain(device)).count();
-        beside < self.per_domain
+        self.beside(device, others) < self.per_domain
     }
 
-    /// Whether more shards fail together than may be lost, although it need not be so any more.
-    pub(crate) fn is_crowded(&self, places: &[Placement]) -> bool {
-        self.width() >= places.len()
-            && (0..places.len()).any(|n| !self.fits_beside(places[n].0, &places[..n]))
+    /// How many of some slots fail together with a device.
+    fn beside(&self, device: DeviceIndex, others: &[Placement]) -> usize {
+        let domain = |device: DeviceIndex| self.devices.get(usize::from(device.0)).map(|slots| slots.domain);
+        others.iter().filter(|other| domain(other.0) == domain(device)).count()
+    }
+
+    /// Whether more shards of a segment with so much parity fail together than may be lost, although it need not be so any
+    /// more.
+    pub(crate) fn is_crowded(&self, places: &[Placement], parity: usize) -> bool {
+        let (domains, per_domain) = self.rule(parity);
+        width(domains, per_domain) >= places.len()
+            && (0..places.len()).any(|n| self.beside(places[n].0, &places[..n]) >= per_domain)
     }
 
     /// Counts up when devices come, go, or are taken for something else.
@@ -518,17 +549,18 @@ impl SlotTable {
         self.devices.iter_mut().for_each(|slots| slots.suspects = Vec::new());
     }
 
-    /// Slots for a segment: on different devices, those with the most room first.
-    pub(crate) fn place(&mut self, members: usize) -> Result<Vec<Placement>, PoolError> {
+    /// Slots for a segment with so much parity: on different devices, those with the most room first.
+    pub(crate) fn place(&mut self, members: usize, parity: usize) -> Result<Vec<Placement>, PoolError> {
+        let (_, per_domain) = self.rule(parity);
         let mut order: Vec<usize> =
             (0..self.devices.len()).filter(|d| self.devices[*d].placeable_now() > 0).collect();
         order.sort_by_key(|d| std::cmp::Reverse(self.devices[*d].placeable()));
         // Where those that are trusted most have no room, others have to do.
         let trusted = order.iter().copied().filter(|d| self.devices[*d].usable);
-        let mut chosen = self.spread(trusted, members, self.per_domain);
+        let mut chosen = self.spread(trusted, members, per_domain);
         if chosen.len() < members {
             order.sort_by_key(|d| !self.devices[*d].usable);
-            chosen = self.spread(order.into_iter(), members, self.per_domain);
+            chosen = self.spread(order.into_iter(), members, per_domain);
         }
         if chosen.len() < members {
             return Err(PoolError::NoSpace { purpose: "a segment" });
@@ -569,12 +601,18 @@ impl SlotTable {
         segments_placeable(&self.by_domain(|_| true), members, per_domain, room)
     }
 
+    /// How many segments of so many members, of them so many of parity, can still be placed, now or in a moment.
+    pub(crate) fn placeable(&self, members: usize, parity: usize) -> u64 {
+        let (domains, per_domain) = self.rule(parity);
+        // With members missing, segments have fewer shards rather than no place.
+        let members = members.min(width(domains, per_domain)).max(1);
+        let room = |number: usize| u64::from(self.devices[number].placeable());
+        segments_placeable(&self.reachable, members, per_domain, room)
+    }
+
     /// What room there is for segments of so many members.
     pub(crate) fn space(&self, members: usize) -> Space {
         let usable = || self.devices.iter().filter(|d| d.takes());
-        // With members missing, segments have fewer shards rather than no place.
-        let members = members.min(self.width()).max(1);
-        let room = |number: usize| u64::from(self.devices[number].placeable());
         Space {
             slots: self.devices.iter().map(|d| d.states.len() as u64).sum(),
             free: self.devices.iter().map(|d| u64::from(d.free())).sum(),
@@ -582,7 +620,7 @@ impl SlotTable {
             lent: usable().map(|d| u64::from(d.kept_full - d.kept)).sum(),
             left: usable().map(|d| u64::from(d.count(SlotState::Left))).sum(),
             freeing: self.devices.iter().map(|d| u64::from(d.count(SlotState::Freeing))).sum(),
-            segments_placeable: segments_placeable(&self.reachable, members, self.per_domain, room),
+            segments_placeable: self.placeable(members, self.parity),
         }
     }
 }
@@ -620,6 +658,13 @@ fn segments_placeable(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl SlotTable {
+        /// A segment with the usual parity.
+        fn put(&mut self, members: usize) -> Result<Vec<Placement>, PoolError> {
+            self.place(members, self.parity)
+        }
+    }
 
     #[test]
     fn mixed_sizes_hold_what_the_geometry_allows() {
@@ -663,30 +708,30 @@ mod tests {
         for health in [Health::Degraded, Health::Suspect, Health::Draining, Health::Failed] {
             table.set_health(DeviceIndex(3), health);
             assert_eq!(table.width(), 5);
-            assert!(!on(&table.place(5).unwrap()).contains(&3), "{health:?}");
+            assert!(!on(&table.put(5).unwrap()).contains(&3), "{health:?}");
         }
-        assert!(table.place(6).is_err(), "it failed");
+        assert!(table.put(6).is_err(), "it failed");
         // Where the healthy ones have no room, a degraded one has to do.
         table.set_health(DeviceIndex(3), Health::Degraded);
         for _ in 0..4 {
-            assert!(!on(&table.place(5).unwrap()).contains(&3));
+            assert!(!on(&table.put(5).unwrap()).contains(&3));
         }
-        assert_eq!((table.space(1).segments_placeable, on(&table.place(1).unwrap())), (8, vec![3]));
+        assert_eq!((table.space(1).segments_placeable, on(&table.put(1).unwrap())), (8, vec![3]));
         let mut table = devices(6, 2, &[]);
-        assert_eq!(on(&table.place(6).unwrap()).len(), 6);
+        assert_eq!(on(&table.put(6).unwrap()).len(), 6);
         // Of three and one copy more than may be lost, two are left: a degraded one comes before a suspect one.
         let mut table = devices(3, 1, &[]);
         table.set_health(DeviceIndex(0), Health::Suspect);
         table.set_health(DeviceIndex(1), Health::Degraded);
-        assert_eq!(on(&table.place(2).unwrap()), [1, 2]);
+        assert_eq!(on(&table.put(2).unwrap()), [1, 2]);
         table.set_usable(DeviceIndex(2), false);
-        assert_eq!(on(&table.place(2).unwrap()), [0, 1]);
+        assert_eq!(on(&table.put(2).unwrap()), [0, 1]);
         table.set_health(DeviceIndex(0), Health::Draining);
-        assert_eq!((table.width(), on(&table.place(1).unwrap())), (1, vec![1]));
+        assert_eq!((table.width(), on(&table.put(1).unwrap())), (1, vec![1]));
         // A pool's only device is used as long as it can be.
         let mut table = devices(1, 0, &[]);
         table.set_health(DeviceIndex(0), Health::Suspect);
-        assert_eq!(on(&table.place(1).unwrap()), [0]);
+        assert_eq!(on(&table.put(1).unwrap()), [0]);
     }
 
     #[test]
@@ -694,25 +739,25 @@ mod tests {
         let mut table = devices(6, 2, &["a", "a", "a", "b", "b", ""]);
         assert_eq!(table.width(), 5);
         for _ in 0..5 {
-            let on = on(&table.place(5).unwrap());
+            let on = on(&table.put(5).unwrap());
             assert!(on.iter().filter(|n| **n < 3).count() == 2 && on.contains(&5), "{on:?}");
         }
-        assert!(table.place(6).is_err());
+        assert!(table.put(6).is_err());
         // As many as are kept are told.
         let mut table = devices(4, 1, &["a", "a", "b", "b"]);
         assert_eq!((table.width(), table.space(2).segments_placeable, table.segments_total(2)), (2, 16, 16));
         for _ in 0..16 {
-            let on = on(&table.place(2).unwrap());
+            let on = on(&table.put(2).unwrap());
             assert!(on[0] < 2 && on[1] >= 2, "{on:?}");
         }
         assert_eq!(table.space(2).segments_placeable, 0);
-        assert!(!table.is_crowded(&[(DeviceIndex(0), SlotIndex(0)), (DeviceIndex(2), SlotIndex(0))]));
-        assert!(table.is_crowded(&[(DeviceIndex(0), SlotIndex(0)), (DeviceIndex(1), SlotIndex(0))]));
+        assert!(!table.is_crowded(&[(DeviceIndex(0), SlotIndex(0)), (DeviceIndex(2), SlotIndex(0))], 1));
+        assert!(table.is_crowded(&[(DeviceIndex(0), SlotIndex(0)), (DeviceIndex(1), SlotIndex(0))], 1));
         // With one domain gone a second copy in the other is better than none.
         let mut table = devices(4, 1, &["a", "a", "b", "b"]);
         table.set_usable(DeviceIndex(2), false);
         table.set_usable(DeviceIndex(3), false);
-        assert_eq!(on(&table.place(2).unwrap()), [0, 1]);
+        assert_eq!(on(&table.put(2).unwrap()), [0, 1]);
     }
 
     #[test]
@@ -733,11 +778,11 @@ mod tests {
     #[test]
     fn slots_are_taken_once_and_come_back() {
         let mut table = SlotTable::new([(3, true), (2, true)].into_iter());
-        let first = table.place(2).unwrap();
+        let first = table.put(2).unwrap();
         assert_eq!(first.len(), 2);
         assert_ne!(first[0].0, first[1].0);
-        table.place(2).unwrap();
-        assert!(matches!(table.place(2), Err(PoolError::NoSpace { .. })));
+        table.put(2).unwrap();
+        assert!(matches!(table.put(2), Err(PoolError::NoSpace { .. })));
         assert_eq!(table.space(1).free, 1);
         table.begin_release(first[0]);
         assert_eq!((table.space(1).free, table.space(1).freeing), (1, 1));
@@ -757,18 +802,18 @@ mod tests {
     #[test]
     fn what_is_being_discarded_is_given_to_nobody() {
         let mut table = SlotTable::new(std::iter::once((4, true)));
-        let taken: Vec<_> = (0..4).map(|_| table.place(1).unwrap()[0]).collect();
+        let taken: Vec<_> = (0..4).map(|_| table.put(1).unwrap()[0]).collect();
         assert_eq!(table.begin_trim(&wanted(0)), None, "nothing of it is free");
         table.release(taken[1]);
         table.begin_release(taken[2]);
         let run = table.begin_trim(&wanted(0)).unwrap();
         assert_eq!((run.first, run.count), (1, 1), "the other one waits for the checkpoint");
-        assert!(table.place(1).is_err() && table.is_trimming());
+        assert!(table.put(1).is_err() && table.is_trimming());
         assert!(!table.claim(taken[1], false));
         assert_eq!((table.space(1).free, table.space(1).segments_placeable), (1, 1));
         table.end_trim(run, 1..2);
         assert_eq!((table.is_trimming(), table.begin_trim(&wanted(0))), (false, None));
-        assert_eq!(table.place(1).unwrap(), [taken[1]]);
+        assert_eq!(table.put(1).unwrap(), [taken[1]]);
         table.release(taken[1]);
         assert_eq!(table.space(1).left, 1, "it was written to again");
     }
@@ -776,7 +821,7 @@ mod tests {
     #[test]
     fn neighbours_are_discarded_together() {
         let mut table = SlotTable::new(std::iter::once((10, true)));
-        let taken: Vec<_> = (0..10).map(|_| table.place(1).unwrap()[0]).collect();
+        let taken: Vec<_> = (0..10).map(|_| table.put(1).unwrap()[0]).collect();
         [1, 2, 3, 5, 6].iter().for_each(|n| table.release(taken[*n]));
         let most = |from, most| Wanted { most, ..wanted(from) };
         let run = table.begin_trim(&most(0, 2)).unwrap();
@@ -799,7 +844,7 @@ mod tests {
     #[test]
     fn slots_that_change_are_not_suspected() {
         let mut table = SlotTable::new([(70, true), (3, true)].into_iter());
-        let taken: Vec<_> = (0..73).map(|_| table.place(1).unwrap()[0]).collect();
+        let taken: Vec<_> = (0..73).map(|_| table.put(1).unwrap()[0]).collect();
         table.release(taken[0]);
         table.take_mapped(taken[0].0, taken[0].1.0).unwrap();
         table.suspect_all();
@@ -824,7 +869,7 @@ mod tests {
     fn metadata_takes_what_is_kept_for_it_before_what_is_withheld() {
         let mut table = SlotTable::new(std::iter::once((12, true)));
         table.keep(|_| 3);
-        let placed: Vec<_> = (0..6).map(|_| table.place(1).unwrap()[0]).collect();
+        let placed: Vec<_> = (0..6).map(|_| table.put(1).unwrap()[0]).collect();
         let seen = |table: &SlotTable| {
             let space = table.space(1);
             (space.free, space.kept, space.lent, space.segments_placeable)
@@ -847,11 +892,11 @@ mod tests {
         table.keep(|_| 1);
         assert_eq!((table.space(1).segments_placeable, table.space(1).kept), (5, 2));
         assert_eq!(table.space(2).segments_placeable, 2);
-        table.place(2).unwrap();
-        table.place(2).unwrap();
-        assert!(matches!(table.place(2), Err(PoolError::NoSpace { .. })));
-        table.place(1).unwrap();
-        assert!(matches!(table.place(1), Err(PoolError::NoSpace { .. })));
+        table.put(2).unwrap();
+        table.put(2).unwrap();
+        assert!(matches!(table.put(2), Err(PoolError::NoSpace { .. })));
+        table.put(1).unwrap();
+        assert!(matches!(table.put(1), Err(PoolError::NoSpace { .. })));
         assert_eq!((table.space(1).segments_placeable, table.space(1).free), (0, 2));
         let free_on = |device| {
             (table.at_hand_on(DeviceIndex(device), false), table.at_hand_on(DeviceIndex(device), true))

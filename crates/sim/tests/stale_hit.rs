@@ -35,8 +35,9 @@ fn let_it_die() -> (Result<(), StoreError>, usize) {
     let mut data = vec![0; 10_000];
     rng.fill(&mut data);
     let piece = [Piece::new(0, 0, &data)];
-    refer(&store, 10, store.ingest(1, &piece, true).expect("room")).expect("it is new");
-    let found = store.ingest(1, &piece, true).expect("room");
+    refer(&store, 10, store.ingest(1, &piece, aegisfs_base::PolicyId(0), true).expect("room"))
+        .expect("it is new");
+    let found = store.ingest(1, &piece, aegisfs_base::PolicyId(0), true).expect("room");
     store.commit(HEAD, vec![hole(InodeId(10), 0, u64::MAX)], Vec::new()).expect("it dies");
     let outcome = refer(&store, 11, found);
     let problems = store.check(true).expect("it can be checked").problems.len();

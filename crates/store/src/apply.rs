@@ -12,7 +12,7 @@ pub(crate) use references::References;
 use crate::StoreError;
 use crate::tables::TablesMut;
 use crate::versions::{self, Head};
-use aegisfs_base::{ChunkId, InodeId, SegmentId, Sequence};
+use aegisfs_base::{ChunkId, InodeId, PolicyId, SegmentId, Sequence};
 use aegisfs_format::op::{Op, Transaction};
 use aegisfs_format::value::Segment;
 use std::collections::BTreeMap;
@@ -21,10 +21,10 @@ use std::sync::Arc;
 /// What followed from a transaction, for whoever keeps derived state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Chunks that are new and referred to.
-    pub born: Vec<(ChunkId, [u8; 32])>,
-    /// Chunks whose last reference is gone.
-    pub died: Vec<(ChunkId, [u8; 32])>,
+    /// Chunks that are new and referred to, their hashes, and the policies of their segments.
+    pub born: Vec<(ChunkId, [u8; 32], PolicyId)>,
+    /// The same of chunks whose last reference is gone.
+    pub died: Vec<(ChunkId, [u8; 32], PolicyId)>,
     /// Segments with nothing live left in them.
     pub freed: Vec<(SegmentId, Segment)>,
     /// By how much the bytes that references cover have changed, by inode.

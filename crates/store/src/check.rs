@@ -228,6 +228,10 @@ impl Store {
                         let what = format!("segment {id} is open, but nobody appends to it");
                         problems.push(Problem::Inconsistent { what });
                     }
+                    if !self.knows_policy(segment.policy) {
+                        let what = format!("segment {id} follows policy {}, which is none", segment.policy);
+                        problems.push(Problem::Inconsistent { what });
+                    }
                     let expected =
                         shares.get(&id).map_or((0, 0), |share| (share.live_bytes, share.forsaken_bytes));
                     let noted = (segment.live_bytes, segment.forsaken_bytes);

@@ -16,12 +16,12 @@ use crate::StoreError;
 use crate::ingest::frames::{self, NewChunk};
 use crate::mend::Pace;
 use crate::rows::{Frame, RowWriter, WrittenRow};
-use crate::segments::{Purpose, Shape};
+use crate::segments::{Class, Purpose};
 use crate::sound_row::SoundRow;
 use crate::space::FRAME_BYTES_WORST;
 use crate::store::{Counters, Store};
 use crate::tables::Tables;
-use aegisfs_base::{BranchId, ChunkId, FaultKind, SegmentId};
+use aegisfs_base::{BranchId, ChunkId, FaultKind, PolicyId, SegmentId};
 use aegisfs_chunk::{ChunkHash, Codec, decompress};
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::cell::{Cell, CellChunk};
@@ -30,6 +30,7 @@ use aegisfs_format::key::Table;
 use aegisfs_format::op::Op;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::{Segment, SegmentState};
+pub(crate) use background::Restraint;
 pub use background::{CleanerThread, CleaningStatus, Intensity};
 use parking_lot::{Mutex, MutexGuard};
 use std::borrow::Cow;
@@ -163,6 +164,8 @@ impl Drop for Moving<'_> {
 
 /// What lives in one segment, on its way out.
 struct Harvest {
+    /// The one that the segment follows, and what it is moved to.
+    policy: PolicyId,
     /// Where each chunk's frame begins in the slots.
     from: HashMap<ChunkId, u32>,
     /// Frames that live as a whole.
@@ -173,8 +176,13 @@ struct Harvest {
 }
 
 impl Harvest {
-    fn new() -> Self {
-        Self { from: HashMap::new(), whole: Vec::new(), single: Vec::new(), bytes: 0 }
+    fn new(policy: PolicyId) -> Self {
+        Self { policy, from: HashMap::new(), whole: Vec::new(), single: Vec::new(), bytes: 0 }
+    }
+
+    /// What there is so far; it begins again with nothing.
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new(self.policy))
     }
 
     /// Whether a change tells of it before more is taken.
@@ -213,9 +221,11 @@ impl Store {
             let dead_bytes = dead_bytes(room, slot_bytes, &segment);
             let is_worth_it = segment.state == SegmentState::Sealed && dead_bytes > room / DEAD_PART_MIN;
             if is_worth_it && !stuck.contains(&segment_id) {
-                dead += dead_bytes;
-                let Segment { live_bytes, forsaken_bytes, opened, .. } = segment;
+                let Segment { live_bytes, forsaken_bytes, opened, policy, .. } = segment;
                 let live_bytes = live_bytes - forsaken_bytes.min(live_bytes);
+                let [live_bytes, dead_bytes, forsaken_bytes] =
+                    [live_bytes, dead_bytes, forsaken_bytes].map(|bytes| self.in_own_bytes(bytes, policy));
+                dead += dead_bytes;
                 found.push(Candidate { segment: segment_id, live_bytes, dead_bytes, forsaken_bytes, opened });
             }
             ControlFlow::Continue(())
@@ -301,7 +311,8 @@ impl Store {
             }
             // What is moved needs room before the old slots are free.
             let segment = self.read_segment(candidate.segment)?;
-            if !self.has_room_to_move(segment.as_ref().map_or(0, |segment| segment.live_bytes)) {
+            let has_room = |segment: &Segment| self.has_room_to_move(segment.live_bytes, segment.policy);
+            if !segment.as_ref().is_none_or(has_room) {
                 if done.segments == 0 {
                     continue;
                 }
@@ -321,23 +332,12 @@ impl Store {
         Ok(done)
     }
 
-    /// Whether so many bytes can be moved with the slots that are free now.
-    fn has_room_to_move(&self, bytes: u64) -> bool {
-        let room = |shape| {
-            let (room, cells) = self.segments.room(&self.pool, Purpose::Moved, shape);
-            room * u64::from(cells)
-        };
-        let segments = self.pool.space().segments_placeable;
-        let room = room(Shape::Narrow) + room(Shape::Wide) + segments * self.segment_data_bytes_now();
-        self.worst_case_bytes(bytes, 1) <= room
-    }
-
     /// Moves everything that lives in a segment to new rows, however much that is; nothing where there is no room for that
     /// now.
     pub(crate) fn move_segment(&self, id: SegmentId, done: &mut Cleaned) -> Result<Moved, StoreError> {
         let _running = self.take_turn();
         let Some(segment) = self.read_segment(id)? else { return Ok(Moved::Gone) };
-        if !self.has_room_to_move(segment.live_bytes) {
+        if !self.has_room_to_move(segment.live_bytes, segment.policy) {
             return Ok(Moved::NoRoom);
         }
         match self.empty_segment(id, &segment, &|_, _| ControlFlow::Continue(()), done) {
@@ -385,7 +385,7 @@ impl Store {
         };
         let mut left = self.read_segment(id)?;
         if left.is_some() && !is_whole {
-            self.move_single(id, done)?;
+            self.move_single(id, segment.policy, done)?;
             left = self.read_segment(id)?;
         }
         if left.is_some() {
@@ -394,14 +394,14 @@ impl Store {
             tracing::warn!(segment = id.0, "a segment cannot be emptied: not everything in it can be read");
             return Ok(ControlFlow::Continue(()));
         }
-        self.count_cleaned(self.room_of(segment), done);
+        self.count_cleaned(self.in_own_bytes(self.room_of(segment), segment.policy), done);
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Bytes of data that a segment's slots take when they are given to new ones, those on devices that take part.
+    /// Bytes of data that a segment's slots take when they are given to new ones like it, those on devices that take part.
     fn room_of(&self, segment: &Segment) -> u64 {
         let there = segment.placements.iter().filter(|place| self.pool.readable(**place));
-        self.slots_worth(there.count() as u64)
+        self.slots_worth(there.count() as u64, segment.policy)
     }
 
     fn count_cleaned(&self, bytes: u64, done: &mut Cleaned) {
@@ -420,7 +420,7 @@ impl Store {
         done: &mut Cleaned,
     ) -> Result<Option<bool>, StoreError> {
         let mut begun = Instant::now();
-        let mut harvest = Harvest::new();
+        let mut harvest = Harvest::new(segment.policy);
         let mut offset = SLOT_HEADER_BYTES as u32;
         let mut is_whole = true;
         // Nobody counted the rows of a segment that was open in a crash.
@@ -437,7 +437,7 @@ impl Store {
             }
             if harvest.is_enough() {
                 let bytes = harvest.bytes;
-                self.plant(id, std::mem::replace(&mut harvest, Harvest::new()), done)?;
+                self.plant(id, harvest.take(), done)?;
                 if pace(bytes, begun.elapsed()).is_break() {
                     return Ok(None);
                 }
@@ -492,7 +492,7 @@ impl Store {
 
     /// Moves, one by one, what still lives in a segment of which cells cannot be read: there may be another copy, or only
     /// the directory is damaged.
-    fn move_single(&self, id: SegmentId, done: &mut Cleaned) -> Result<(), StoreError> {
+    fn move_single(&self, id: SegmentId, policy: PolicyId, done: &mut Cleaned) -> Result<(), StoreError> {
         let mut living = Vec::new();
         let mut problem = None;
         self.view().scan(Table::Chunks, &[], None, &mut |key, stored| match Descriptor::decode(stored) {
@@ -510,7 +510,7 @@ impl Store {
         if let Some(error) = problem {
             return Err(error.into());
         }
-        let mut harvest = Harvest::new();
+        let mut harvest = Harvest::new(policy);
         for (chunk, descriptor) in living {
             let mut data = vec![0; descriptor.plain_bytes as usize];
             // What cannot be read stays, and whoever reads it is told.
@@ -522,7 +522,7 @@ impl Store {
             harvest.bytes += data.len() as u64;
             harvest.single.push(NewChunk { chunk, hash: descriptor.hash, data: Cow::Owned(data) });
             if harvest.is_enough() {
-                self.plant(id, std::mem::replace(&mut harvest, Harvest::new()), done)?;
+                self.plant(id, harvest.take(), done)?;
             }
         }
         self.plant(id, harvest, done)
@@ -535,14 +535,15 @@ impl Store {
         chunks: Vec<(NewChunk<'_>, u32)>,
     ) -> Result<(), StoreError> {
         let _running = self.take_turn();
+        let Some(segment) = self.read_segment(id)? else { return Ok(()) };
         let mut done = Cleaned::default();
-        let mut harvest = Harvest::new();
+        let mut harvest = Harvest::new(segment.policy);
         for (NewChunk { chunk, hash, data }, slot_offset) in chunks {
             harvest.from.insert(chunk, slot_offset);
             harvest.bytes += data.len() as u64;
             harvest.single.push(NewChunk { chunk, hash, data: Cow::Owned(data.into_owned()) });
             if harvest.is_enough() {
-                self.plant(id, std::mem::replace(&mut harvest, Harvest::new()), &mut done)?;
+                self.plant(id, harvest.take(), &mut done)?;
             }
         }
         self.plant(id, harvest, &mut done)
@@ -551,16 +552,19 @@ impl Store {
     /// Writes rows of what is moved.
     fn write_moved(
         &self,
+        policy: PolicyId,
         written: &mut Vec<WrittenRow>,
         whole: Vec<Frame<'_>>,
         single: &[NewChunk<'_>],
         done: &mut Cleaned,
     ) -> Result<(), StoreError> {
-        let mut rows = RowWriter::new(self, Purpose::Moved, written, AlignedBuffer::default());
+        let class = Class { policy, purpose: Purpose::Moved };
+        let mut rows = RowWriter::new(self, class, written, AlignedBuffer::default());
         whole.into_iter().try_for_each(|frame| rows.add(frame))?;
         frames::compress(single, self.ingest.compression, None, |frame| rows.add(frame))?;
         rows.finish()?;
-        let row_bytes = written.iter().map(|row| self.cells_worth(row.bytes)).sum();
+        let bytes = written.iter().map(|row| self.cells_worth(row.bytes, policy)).sum();
+        let row_bytes = self.in_own_bytes(bytes, policy);
         done.row_bytes += row_bytes;
         Counters::add(&self.counters.moved_row_bytes, row_bytes);
         Ok(())
@@ -568,12 +572,12 @@ impl Store {
 
     /// Writes what was taken out of a segment to new rows, and says where it is.
     fn plant(&self, id: SegmentId, harvest: Harvest, done: &mut Cleaned) -> Result<(), StoreError> {
-        let Harvest { from, whole, single, .. } = harvest;
+        let Harvest { policy, from, whole, single, .. } = harvest;
         if from.is_empty() {
             return Ok(());
         }
         let mut moving = Moving { store: self, rows: Vec::new() };
-        self.write_moved(&mut moving.rows, whole, &single, done)?;
+        self.write_moved(policy, &mut moving.rows, whole, &single, done)?;
         for row in &moving.rows {
             // A record holds so many; one that mentions a row stands for nothing without it.
             for chunks in row.chunks.chunks(MOVES_PER_CHANGE) {

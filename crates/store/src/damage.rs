@@ -268,7 +268,8 @@ impl Store {
         let mut done = Vec::new();
         for (segment, chunks) in by_segment {
             let bytes = chunks.iter().map(|(new, _)| new.data.len() as u64).sum();
-            let _room = self.reserve(bytes, 0)?;
+            let Some(policy) = self.read_segment(segment)?.map(|segment| segment.policy) else { continue };
+            let _room = self.reserve(bytes, 0, policy)?;
             done.extend(chunks.iter().map(|(new, _)| new.chunk));
             self.store_again(segment, chunks)?;
         }

@@ -17,7 +17,7 @@ mod load;
 
 use crate::StoreError;
 use aegisfs_base::limits::DEDUP_FILTER_BYTES_MAX;
-use aegisfs_base::{ChunkId, FaultKind};
+use aegisfs_base::{ChunkId, FaultKind, PolicyId};
 use aegisfs_format::filter::FilterHead;
 use aegisfs_format::{key, value};
 use aegisfs_kv::{KvSnapshot, OrderedKv, TableId};
@@ -42,8 +42,10 @@ const MARKER_KEY: &[u8] = b"indexed_below";
 const FILTER_KEY: &[u8] = b"filter";
 /// Entries in memory above which they are merged into the index.
 const DELTA_ENTRIES_MAX: usize = 32 << 10;
-/// The only dedup domain so far: one policy class, not sealed.
-const DOMAIN: u32 = 0;
+/// The domain of chunks that follow a policy. Equal bytes that follow different ones are stored once for each.
+fn domain(policy: PolicyId) -> u32 {
+    u32::from(policy.0)
+}
 
 type Key = [u8; 20];
 type Delta = BTreeMap<Key, Option<ChunkId>>;
@@ -122,8 +124,8 @@ impl Dedup {
     }
 
     /// A chunk that may have this hash; the caller compares it with the chunk's descriptor.
-    pub(crate) fn find(&self, hash: &[u8; 32]) -> Result<Option<ChunkId>, StoreError> {
-        let key = key::dedup(DOMAIN, hash);
+    pub(crate) fn find(&self, policy: PolicyId, hash: &[u8; 32]) -> Result<Option<ChunkId>, StoreError> {
+        let key = key::dedup(domain(policy), hash);
         let base = {
             let state = self.state.read();
             if let Some(found) = state.delta.get(&key).or_else(|| state.leaving.get(&key)) {
@@ -147,16 +149,16 @@ impl Dedup {
         Ok(chunk.map(|bytes| ChunkId(u64::from_le_bytes(bytes))))
     }
 
-    pub(crate) fn insert(&self, hash: [u8; 32], chunk: ChunkId) {
-        let key = key::dedup(DOMAIN, &hash);
+    pub(crate) fn insert(&self, policy: PolicyId, hash: [u8; 32], chunk: ChunkId) {
+        let key = key::dedup(domain(policy), &hash);
         let mut state = self.state.write();
         state.filter.insert(&key);
         state.delta.insert(key, Some(chunk));
     }
 
     /// Forgets a chunk that died, unless another one with the same hash took its place.
-    pub(crate) fn remove(&self, hash: [u8; 32], chunk: ChunkId) {
-        let key = key::dedup(DOMAIN, &hash);
+    pub(crate) fn remove(&self, policy: PolicyId, hash: [u8; 32], chunk: ChunkId) {
+        let key = key::dedup(domain(policy), &hash);
         let mut state = self.state.write();
         let newer = state.delta.get(&key).is_some_and(|found| found.is_some_and(|f| f != chunk));
         if !newer {

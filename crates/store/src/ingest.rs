@@ -9,10 +9,10 @@ pub(crate) mod frames;
 use crate::StoreError;
 use crate::dedup::Expected;
 use crate::rows::{Frame, RowWriter, WrittenRow};
-use crate::segments::Purpose;
+use crate::segments::{Class, Purpose};
 use crate::store::{Committed, Counters, Store};
 use crate::tables::Tables;
-use aegisfs_base::{BranchId, ChunkId};
+use aegisfs_base::{BranchId, ChunkId, PolicyId};
 use aegisfs_chunk::Compression;
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::descriptor::Descriptor;
@@ -69,7 +69,7 @@ struct State {
     /// Tickets that gave up out of turn.
     given_up: Vec<u64>,
     /// Chunks being written by batches that have not passed yet, and the ticket of each.
-    in_flight: HashMap<[u8; 32], (ChunkId, u64)>,
+    in_flight: HashMap<(PolicyId, [u8; 32]), (ChunkId, u64)>,
 }
 
 impl<'a> Piece<'a> {
@@ -102,6 +102,8 @@ impl Ingest {
 /// Data that lies in rows and waits to be referred to. Dropping it leaves the rows dead.
 pub struct Ingested<'a> {
     store: &'a Store,
+    /// How the data is stored.
+    policy: PolicyId,
     /// The references, by file of the batch.
     pub references: Vec<Vec<NewRef>>,
     /// Bytes left at the end of an open piece, by file.
@@ -116,8 +118,8 @@ pub struct Ingested<'a> {
 impl Store {
     /// Stores the bytes of some files as chunks; what is already stored is found instead.
     ///
-    /// `files` is the number of files that the pieces name. With `trusting` off nothing is looked up: for
-    /// a second try after a chunk was found and died before it could be referred to.
+    /// `files` is the number of files that the pieces name, which follow the same policy. With `trusting` off nothing is
+    /// looked up: for a second try after a chunk was found and died before it could be referred to.
     ///
     /// # Errors
     /// When there is no room or a device fails.
@@ -125,6 +127,7 @@ impl Store {
         &self,
         files: usize,
         pieces: &[Piece<'_>],
+        policy: PolicyId,
         trusting: bool,
     ) -> Result<Ingested<'_>, StoreError> {
         self.check_writable()?;
@@ -133,6 +136,7 @@ impl Store {
         }
         let mut ingested = Ingested {
             store: self,
+            policy,
             references: vec![Vec::new(); files],
             left: Vec::new(),
             rows: Vec::new(),
@@ -167,7 +171,7 @@ impl Store {
             new = self.identify(cuts, trusting, ingested)?;
             Ok::<(), StoreError>(())
         })?;
-        let mut rows = RowWriter::new(self, Purpose::Fresh, rows, BUFFER.take());
+        let mut rows = RowWriter::new(self, ingested.class(), rows, BUFFER.take());
         self.compress(&new, |frame| rows.add(frame))?;
         BUFFER.set(rows.finish()?);
         Ok(())
@@ -183,12 +187,12 @@ impl Store {
         rows: &mut Vec<WrittenRow>,
     ) -> Result<(), StoreError> {
         let files = ingested.references.len();
-        let buffer = BUFFER.take();
+        let (buffer, class) = (BUFFER.take(), ingested.class());
         let (cut_sender, to_compress) = sync_channel::<Vec<NewChunk<'_>>>(1);
         let (frame_sender, to_write) = sync_channel::<Frame<'_>>(FRAMES_WAITING_MAX);
         let (left, written) = std::thread::scope(|scope| {
             let writer = scope.spawn(move || {
-                let mut rows = RowWriter::new(self, Purpose::Fresh, rows, buffer);
+                let mut rows = RowWriter::new(self, class, rows, buffer);
                 to_write.into_iter().try_for_each(|frame| rows.add(frame))?;
                 rows.finish()
             });
@@ -223,7 +227,7 @@ impl Store {
     ) -> Result<Vec<NewChunk<'d>>, StoreError> {
         if trusting {
             for cut in &mut cuts {
-                cut.chunk = self.find_chunk(&cut.hash)?;
+                cut.chunk = self.find_chunk(ingested.policy, &cut.hash)?;
             }
         }
         let is_new = self.assign(&mut cuts, trusting, ingested)?;
@@ -300,11 +304,12 @@ impl Store {
     }
 
     /// A living, sound chunk with this hash.
-    fn find_chunk(&self, hash: &[u8; 32]) -> Result<Option<ChunkId>, StoreError> {
-        let Some(chunk) = self.dedup.find(hash)? else { return Ok(None) };
+    fn find_chunk(&self, policy: PolicyId, hash: &[u8; 32]) -> Result<Option<ChunkId>, StoreError> {
+        let Some(chunk) = self.dedup.find(policy, hash)? else { return Ok(None) };
         let Some(stored) = self.view().get(Table::Chunks, &key::chunk(chunk))? else { return Ok(None) };
         let sound = Descriptor::decode(&stored)?.is_some_and(|d| d.hash == *hash && !d.damaged);
-        Ok((sound && !self.is_recorded(chunk)).then_some(chunk))
+        let is_alike = !self.has_policies() || self.policy_of_chunk(chunk)? == Some(policy);
+        Ok((sound && is_alike && !self.is_recorded(chunk)).then_some(chunk))
     }
 
     /// Numbers for so many chunks in a row, which the dedup index expects until the answer is dropped.
@@ -341,14 +346,14 @@ impl Store {
         let mut is_new = vec![false; cuts.len()];
         for (cut, is_new) in cuts.iter_mut().zip(&mut is_new).filter(|(cut, _)| cut.chunk.is_none()) {
             // What a later batch is writing passes after this one.
-            let known = state.in_flight.get(&cut.hash);
+            let known = state.in_flight.get(&(ingested.policy, cut.hash));
             let known = known.filter(|(_, of)| *of == ticket || (trusting && *of < ticket));
             let chunk = match known {
                 Some((chunk, _)) => *chunk,
                 None => {
                     let chunk = ChunkId(next);
                     next += 1;
-                    state.in_flight.insert(cut.hash, (chunk, ticket));
+                    state.in_flight.insert((ingested.policy, cut.hash), (chunk, ticket));
                     ingested.in_flight.push(cut.hash);
                     *is_new = true;
                     chunk
@@ -361,6 +366,10 @@ impl Store {
 }
 
 impl Ingested<'_> {
+    fn class(&self) -> Class {
+        Class { policy: self.policy, purpose: Purpose::Fresh }
+    }
+
     /// Waits until every batch that looked chunks up before this one has passed. Whoever takes locks for
     /// the change waits before: an earlier batch may need them.
     pub fn wait_turn(&self) {
@@ -382,8 +391,9 @@ impl Drop for Ingested<'_> {
         let Some(ticket) = self.ticket else { return };
         let mut state = self.store.ingest.state.lock();
         for hash in &self.in_flight {
-            if state.in_flight.get(hash).is_some_and(|(_, of)| *of == ticket) {
-                state.in_flight.remove(hash);
+            let key = (self.policy, *hash);
+            if state.in_flight.get(&key).is_some_and(|(_, of)| *of == ticket) {
+                state.in_flight.remove(&key);
             }
         }
         state.given_up.push(ticket);

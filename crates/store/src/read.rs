@@ -681,7 +681,8 @@ pub(crate) mod tests {
     fn a_chunk_that_moved_is_not_healed_where_it_was() {
         let store = store_on(&["one", "two"]);
         let data: Vec<u8> = (0..20_000u32).map(|n| ((n * n) >> 7) as u8).collect();
-        let mut ingested = store.ingest(1, &[Piece::new(0, 0, &data)], true).unwrap();
+        let mut ingested =
+            store.ingest(1, &[Piece::new(0, 0, &data)], aegisfs_base::PolicyId(0), true).unwrap();
         let references = std::mem::take(&mut ingested.references[0]);
         let chunk = references[0].chunk;
         let (inode, pending_up_to) = (InodeId(10), Sequence(u64::MAX));

@@ -91,6 +91,7 @@ pub fn open(
     let parts = Parts { pool, metadata, dedup, log, ids, last, freed, database };
     let options = StoreOptions { read_only, ..options.clone() };
     let store = Store::assemble(parts, &options, clock);
+    store.load_policies()?;
     store.load_damage()?;
     if read_only {
         store.note_unmended(&torn);

@@ -229,7 +229,7 @@ impl Store {
 
     /// Sealed segments with less parity than new ones get. No further ones are to come.
     fn thin_segments(&self, goes_on: &GoesOn<'_>) -> Result<Vec<SegmentId>, StoreError> {
-        let (_, parity) = self.pool.shards_now();
+        let parity = |policy| self.shards_now(policy).1;
         self.seal_thin_segments(parity)?;
         let begun = Instant::now();
         while self.segments.any_thin(parity) {
@@ -240,7 +240,8 @@ impl Store {
         }
         let mut found = Vec::new();
         self.each_segment(&mut |id, segment| {
-            let is_thin = segment.shards.1 < parity || self.pool.is_crowded(&segment.placements);
+            let is_thin = segment.shards.1 < parity(segment.policy)
+                || self.pool.is_crowded(&segment.placements, segment.shards.1);
             if segment.state == SegmentState::Sealed && is_thin {
                 found.push(id);
             }

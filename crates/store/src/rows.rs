@@ -1,7 +1,7 @@
 //! Rows: frames put into cells and written to every member of a segment.
 
 use crate::StoreError;
-use crate::segments::{Purpose, RowPlace, Shape};
+use crate::segments::{Class, RowPlace, Shape};
 use crate::store::Store;
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::sabotage::{Edge, later, removed};
@@ -114,7 +114,7 @@ pub(crate) struct WrittenRow {
 /// Each row written has to be given back with [`Store::row_done`], those written before an error too.
 pub(crate) struct RowWriter<'s, 'd> {
     store: &'s Store,
-    purpose: Purpose,
+    class: Class,
     written: &'s mut Vec<WrittenRow>,
     waiting: Vec<Frame<'d>>,
     /// Chunks and stored bytes of those.
@@ -126,16 +126,16 @@ pub(crate) struct RowWriter<'s, 'd> {
 }
 
 impl<'s, 'd> RowWriter<'s, 'd> {
-    /// Writes to the open segments that a store has for a purpose.
+    /// Writes to the open segments that a store has for a class.
     /// Cells are put together in the buffer, since memory for it is costly to come by.
     pub(crate) fn new(
         store: &'s Store,
-        purpose: Purpose,
+        class: Class,
         written: &'s mut Vec<WrittenRow>,
         buffer: AlignedBuffer,
     ) -> Self {
-        let shards = store.pool.shards_now();
-        Self { store, purpose, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer, shards }
+        let shards = store.shards_now(class.policy);
+        Self { store, class, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer, shards }
     }
 
     /// Takes a frame; what was taken before may be written.
@@ -201,7 +201,7 @@ impl<'s, 'd> RowWriter<'s, 'd> {
 
     fn place(&self, shape: Shape) -> Result<(RowPlace, Row), StoreError> {
         let mut row = Row::default();
-        let place = self.store.place_row(self.purpose, shape, |room, data| {
+        let place = self.store.place_row(self.class, shape, |room, data| {
             let room = room.min(self.store.cell_bytes_max());
             row = match data {
                 1 => Row::choose(&self.waiting, 1, CELL_BYTES_AIM, room),

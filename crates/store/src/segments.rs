@@ -2,17 +2,18 @@
 
 use crate::StoreError;
 use crate::store::Store;
-use aegisfs_base::{BranchId, DeviceIndex, FaultKind, RowIndex, SegmentId};
+use aegisfs_base::{BranchId, DeviceIndex, FaultKind, PolicyId, RowIndex, SegmentId};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_pool::{Placement, Pool};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 
 /// What the rows of an open segment hold. What was moved has proved to live long and is kept apart from what is new, so
 /// that segments die as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// What users write.
     Fresh,
@@ -20,19 +21,22 @@ pub(crate) enum Purpose {
     Moved,
 }
 
-/// How many purposes there are.
-const PURPOSES: usize = 2;
+/// What lies in one open segment: what is alike in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Class {
+    /// How it is stored.
+    pub(crate) policy: PolicyId,
+    pub(crate) purpose: Purpose,
+}
 
 /// How the rows of an open segment are laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Shape {
     /// One cell of data and copies of it: for what is too little for more. The only one where there is no erasure code.
     Narrow,
     /// Several cells of data and some of parity.
     Wide,
 }
-
-const SHAPES: usize = 2;
 
 /// A place for a row, to be written and then given back with [`Store::row_done`].
 #[derive(Clone, Debug)]
@@ -47,6 +51,7 @@ pub(crate) struct RowPlace {
 
 struct Open {
     segment: SegmentId,
+    policy: PolicyId,
     shards: (u8, u8),
     places: Vec<Placement>,
     next_offset: u32,
@@ -65,19 +70,14 @@ pub(crate) struct Segments {
 
 #[derive(Default)]
 struct SegmentsState {
-    /// By purpose and shape.
-    open: [Option<Open>; PURPOSES * SHAPES],
+    open: BTreeMap<(Class, Shape), Open>,
     full: Vec<Open>,
 }
 
 impl SegmentsState {
     fn all(&self) -> impl Iterator<Item = &Open> {
-        self.open.iter().flatten().chain(&self.full)
+        self.open.values().chain(&self.full)
     }
-}
-
-fn index(purpose: Purpose, shape: Shape) -> usize {
-    purpose as usize * SHAPES + shape as usize
 }
 
 impl Segments {
@@ -93,10 +93,10 @@ impl Segments {
         state.all().any(|open| open.places.iter().any(|place| place.0 == device))
     }
 
-    /// Whether rows may still go to a segment with less parity, or are on their way there.
-    pub(crate) fn any_thin(&self, parity: u8) -> bool {
+    /// Whether rows may still go to a segment with less parity than it should have, or are on their way there.
+    pub(crate) fn any_thin(&self, parity: impl Fn(PolicyId) -> u8) -> bool {
         let state = self.state.lock();
-        state.all().any(|open| open.shards.1 < parity)
+        state.all().any(|open| open.shards.1 < parity(open.policy))
     }
 
     /// Bytes of the open segments and of full ones still in flight that nothing was written to.
@@ -106,10 +106,10 @@ impl Segments {
         state.all().map(rest).sum()
     }
 
-    /// Bytes left in each cell of data of the open segment of a purpose and shape, and how many cells it has.
-    pub(crate) fn room(&self, pool: &Pool, purpose: Purpose, shape: Shape) -> (u64, u8) {
+    /// Bytes left in each cell of data of the open segment of a class and shape, and how many cells it has.
+    pub(crate) fn room(&self, pool: &Pool, class: Class, shape: Shape) -> (u64, u8) {
         let state = self.state.lock();
-        let open = state.open[index(purpose, shape)].as_ref();
+        let open = state.open.get(&(class, shape));
         open.map_or((0, 0), |open| (pool.slot_bytes() - u64::from(open.next_offset), open.shards.0))
     }
 }
@@ -125,27 +125,28 @@ impl Store {
     /// row's cells are, or nothing when all it has is larger; the row then goes into a new segment.
     pub(crate) fn place_row(
         &self,
-        purpose: Purpose,
+        class: Class,
         shape: Shape,
         mut choose: impl FnMut(usize, u8) -> Option<usize>,
     ) -> Result<RowPlace, StoreError> {
         let mut state = self.segments.state.lock();
-        let at = index(purpose, shape);
-        self.settle_elsewhere(&mut state, at, shape)?;
+        let at = (class, shape);
+        self.settle_elsewhere(&mut state, at)?;
         let mut ask = |open: &Open| {
             choose((self.pool.slot_bytes() - u64::from(open.next_offset)) as usize, open.shards.0)
         };
-        let mut chosen = state.open[at].as_ref().and_then(&mut ask);
+        let mut chosen = state.open.get(&at).and_then(&mut ask);
         if chosen.is_none() {
-            if let Some(full) = state.open[at].take() {
+            if let Some(full) = state.open.remove(&at) {
                 self.retire_segment(&mut state, full)?;
             }
-            let open = state.open[at].insert(self.open_segment(shape)?);
-            chosen = ask(open);
+            let open = self.open_segment(class.policy, shape)?;
+            chosen = ask(&open);
+            state.open.insert(at, open);
         }
         let cell_bytes =
             chosen.and_then(|bytes| u32::try_from(bytes).ok()).expect("a frame fits into a slot");
-        let open = state.open[at].as_mut().expect("it is there or was just opened");
+        let open = state.open.get_mut(&at).expect("it is there or was just opened");
         let place = RowPlace {
             segment: open.segment,
             row: RowIndex(open.rows),
@@ -161,24 +162,24 @@ impl Store {
 
     /// Goes on in a new segment where that is better off: it has more parity than is left of the open one, or as much on devices
     /// that are trusted more. Where there is no room for one the open one is good enough.
-    fn settle_elsewhere(&self, state: &mut SegmentsState, at: usize, shape: Shape) -> Result<(), StoreError> {
+    fn settle_elsewhere(&self, state: &mut SegmentsState, at: (Class, Shape)) -> Result<(), StoreError> {
         let changes = self.pool.placement_changes();
-        let Some(open) = state.open[at].as_mut().filter(|open| open.changes != changes) else {
+        let Some(open) = state.open.get_mut(&at).filter(|open| open.changes != changes) else {
             return Ok(());
         };
         open.changes = changes;
         let written = open.places.iter().filter(|place| self.pool.is_written(**place)).count();
         let left = written.saturating_sub(usize::from(open.shards.0));
-        let new = usize::from(self.pool.shards_now().1);
+        let new = usize::from(self.shards_now(open.policy).1);
         let is_trusted = open.places.iter().all(|place| self.pool.is_placed_on(place.0))
-            && !self.pool.is_crowded(&open.places);
+            && !self.pool.is_crowded(&open.places, open.shards.1);
         let is_whole = written == open.places.len();
         if new < left || new == left && (is_trusted || !is_whole) {
             return Ok(());
         }
-        match self.open_segment(shape) {
+        match self.open_segment(at.0.policy, at.1) {
             Ok(better) => {
-                let open = state.open[at].replace(better).expect("it was just looked at");
+                let open = state.open.insert(at, better).expect("it was just looked at");
                 self.retire_segment(state, open)
             }
             Err(error) if error.kind() == FaultKind::NoSpace => Ok(()),
@@ -189,7 +190,7 @@ impl Store {
     /// Says that a row's transaction has passed the sequencer, or never will.
     pub(crate) fn row_done(&self, segment: SegmentId) -> Result<(), StoreError> {
         let mut state = self.segments.state.lock();
-        if let Some(open) = state.open.iter_mut().flatten().find(|open| open.segment == segment) {
+        if let Some(open) = state.open.values_mut().find(|open| open.segment == segment) {
             open.in_flight -= 1;
             return Ok(());
         }
@@ -218,21 +219,26 @@ impl Store {
     /// Seals the open segments so that nothing is left open at a clean end.
     pub(crate) fn seal_open_segments(&self) -> Result<(), StoreError> {
         let mut state = self.segments.state.lock();
-        for at in 0..PURPOSES * SHAPES {
-            if let Some(open) = state.open[at].take() {
-                self.retire_segment(&mut state, open)?;
-            }
-        }
-        Ok(())
+        self.seal_some(&mut state, |_| true)
     }
 
-    /// Seals the open segments that have less parity, so that what comes goes to new ones.
-    pub(crate) fn seal_thin_segments(&self, parity: u8) -> Result<(), StoreError> {
+    /// Seals the open segments that have less parity than they should, so that what comes goes to new ones.
+    pub(crate) fn seal_thin_segments(&self, parity: impl Fn(PolicyId) -> u8) -> Result<(), StoreError> {
         let mut state = self.segments.state.lock();
-        for at in 0..PURPOSES * SHAPES {
-            if let Some(open) = state.open[at].take_if(|open| open.shards.1 < parity) {
-                self.retire_segment(&mut state, open)?;
-            }
+        self.seal_some(&mut state, |open| open.shards.1 < parity(open.policy))
+    }
+
+    /// Seals the open segments that follow other policies than this one. Their rest can be given back then.
+    pub(crate) fn seal_segments_of_others(&self, policy: PolicyId) -> Result<(), StoreError> {
+        let mut state = self.segments.state.lock();
+        self.seal_some(&mut state, |open| open.policy != policy)
+    }
+
+    fn seal_some(&self, state: &mut SegmentsState, is_one: impl Fn(&Open) -> bool) -> Result<(), StoreError> {
+        let some: Vec<_> = state.open.iter().filter(|(_, open)| is_one(open)).map(|(at, _)| *at).collect();
+        for at in some {
+            let open = state.open.remove(&at).expect("it was just seen");
+            self.retire_segment(state, open)?;
         }
         Ok(())
     }
@@ -252,15 +258,16 @@ impl Store {
         Ok(())
     }
 
-    fn open_segment(&self, shape: Shape) -> Result<Open, StoreError> {
+    fn open_segment(&self, policy: PolicyId, shape: Shape) -> Result<Open, StoreError> {
         let segment = SegmentId(self.ids.segments.take(self)?);
         let changes = self.pool.placement_changes();
-        let (shards, places) = self.pool.open_segment(segment, shape == Shape::Wide)?;
+        let (shards, places) =
+            self.pool.open_segment(segment, self.redundancy_of(policy), shape == Shape::Wide)?;
         let value = Segment {
             state: SegmentState::Open,
             shards,
             tier: 0,
-            policy: 0,
+            policy,
             key_domain: 0,
             live_bytes: 0,
             written_bytes: 0,
@@ -277,6 +284,6 @@ impl Store {
             return Err(error);
         }
         let next_offset = SLOT_HEADER_BYTES as u32;
-        Ok(Open { segment, shards, places, next_offset, rows: 0, changes, in_flight: 0 })
+        Ok(Open { segment, policy, shards, places, next_offset, rows: 0, changes, in_flight: 0 })
     }
 }

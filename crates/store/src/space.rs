@@ -5,18 +5,18 @@
 //! later the cleaner always find room.
 
 use crate::StoreError;
-use crate::segments::{Purpose, Shape};
+use crate::segments::{Class, Purpose, Shape};
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
-use aegisfs_base::{InodeId, Sequence, Share};
+use aegisfs_base::{InodeId, PolicyId, Sequence, Share};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::extent::decode_window;
 use aegisfs_format::key::Table;
 use aegisfs_format::map::MapOwner;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::is_tombstone;
-use aegisfs_pool::Pool;
+use aegisfs_pool::{Pool, Redundancy};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -138,24 +138,36 @@ impl Store {
     }
 
     /// Bytes of data that a wide segment takes with the devices that take part now.
-    pub(crate) fn segment_data_bytes_now(&self) -> u64 {
-        self.slot_data_bytes() * u64::from(self.pool.shards_now().0)
+    fn segment_data_bytes_now(&self, policy: PolicyId) -> u64 {
+        self.slot_data_bytes() * u64::from(self.shards_now(policy).0)
     }
 
     /// Bytes of data that so many slots take, put to wide segments with the devices that take part now.
-    pub(crate) fn slots_worth(&self, slots: u64) -> u64 {
-        self.cells_worth(slots * self.slot_data_bytes())
+    pub(crate) fn slots_worth(&self, slots: u64, policy: PolicyId) -> u64 {
+        self.cells_worth(slots * self.slot_data_bytes(), policy)
     }
 
     /// The same for bytes of cells of any kind.
-    pub(crate) fn cells_worth(&self, bytes: u64) -> u64 {
-        let (data, parity) = self.pool.shards_now();
+    pub(crate) fn cells_worth(&self, bytes: u64, policy: PolicyId) -> u64 {
+        let (data, parity) = self.shards_now(policy);
         bytes * u64::from(data) / (u64::from(data) + u64::from(parity))
     }
 
+    /// Room for bytes that follow a policy, told in bytes that could be had there at the pool's own redundancy.
+    ///
+    /// All room is promised and told in these: what is stored with more redundancy takes more of it.
+    pub fn in_own_bytes(&self, bytes: u64, policy: PolicyId) -> u64 {
+        let (own, other) = (self.pool.redundancy(), self.redundancy_of(policy));
+        if own == other {
+            return bytes;
+        }
+        let parts = |one: Redundancy, two: Redundancy| u128::from(one.shards_data) * two.shards() as u128;
+        u64::try_from(u128::from(bytes) * parts(own, other) / parts(other, own)).unwrap_or(u64::MAX)
+    }
+
     /// By how much data take more when there is too little of it for wide rows, in parts of what wide rows take.
-    fn narrow_factor(&self) -> (u64, u64) {
-        let redundancy = self.pool.redundancy();
+    fn narrow_factor(&self, policy: PolicyId) -> (u64, u64) {
+        let redundancy = self.redundancy_of(policy);
         let (data, parity) = (u64::from(redundancy.shards_data), u64::from(redundancy.shards_parity));
         ((1 + parity) * data, data + parity)
     }
@@ -186,23 +198,28 @@ impl Store {
         self.withheld_segments(slots) + to_come.div_ceil(self.shards())
     }
 
-    /// What bytes in so many runs take on the devices at worst: all of them new and incompressible, and the
-    /// end of each segment lost because the next frame is larger.
+    /// What bytes in so many runs that follow a policy take on the devices at worst: all of them new and incompressible, and
+    /// the end of each segment lost because the next frame is larger.
     ///
     /// With an erasure code the end of each run may be too little for a wide row, and the cells of a wide row differ by as
     /// much as a frame.
-    pub fn worst_case_bytes(&self, bytes: u64, runs: u64) -> u64 {
+    pub fn worst_case_bytes(&self, bytes: u64, runs: u64, policy: PolicyId) -> u64 {
         if bytes == 0 {
             return 0;
         }
+        let bytes = self.worst_case_alike(bytes, runs, policy);
+        self.in_own_bytes(bytes, policy) + u64::from(policy != PolicyId::default())
+    }
+
+    fn worst_case_alike(&self, bytes: u64, runs: u64, policy: PolicyId) -> u64 {
         let slot = self.slot_data_bytes();
         let lost = (bytes * FRAME_BYTES_WORST).div_ceil(slot.saturating_sub(FRAME_BYTES_WORST).max(slot / 2));
         let single = bytes + lost + bytes / OVERHEAD_PART + runs * OVERHEAD_RUN + BLOCK_BYTES as u64;
-        let data = u64::from(self.pool.redundancy().shards_data);
+        let data = u64::from(self.redundancy_of(policy).shards_data);
         if data == 1 {
             return single;
         }
-        let (narrow, wide) = self.narrow_factor();
+        let (narrow, wide) = self.narrow_factor(policy);
         // Where it is as much as this for each run, wide rows cost no more than they lose by frames that do not fit.
         let alone = single.min(runs * 2 * data * FRAME_BYTES_WORST);
         single + single / UNEVEN_PART + alone * (narrow - wide) / wide + BLOCK_BYTES as u64 * (data + 1)
@@ -210,14 +227,34 @@ impl Store {
 
     /// Bytes that users can still have, promises not yet taken off.
     pub(crate) fn placeable_bytes(&self) -> u64 {
-        let space = self.pool.space();
-        let segments = space.segments_placeable.saturating_sub(self.kept_segments(space.slots));
-        let (narrow, wide) = self.narrow_factor();
-        let (room, _) = self.segments.room(&self.pool, Purpose::Fresh, Shape::Narrow);
+        self.placeable_bytes_with(PolicyId::default())
+    }
+
+    /// The same where what they store follows a policy, in bytes at the pool's own redundancy.
+    fn placeable_bytes_with(&self, policy: PolicyId) -> u64 {
+        let redundancy = self.redundancy_of(policy);
+        let kept = self.kept_segments(self.pool.slots_total()) * self.shards();
+        let segments = self.pool.segments_placeable(redundancy);
+        let segments = segments.saturating_sub(kept.div_ceil(redundancy.shards() as u64));
+        let class = Class { policy, purpose: Purpose::Fresh };
+        let (narrow, wide) = self.narrow_factor(policy);
+        let (room, _) = self.segments.room(&self.pool, class, Shape::Narrow);
         let mut open = room.saturating_sub(FRAME_BYTES_WORST) * wide / narrow;
-        let (room, cells) = self.segments.room(&self.pool, Purpose::Fresh, Shape::Wide);
+        let (room, cells) = self.segments.room(&self.pool, class, Shape::Wide);
         open += room.saturating_sub(FRAME_BYTES_WORST) * u64::from(cells);
-        segments * self.segment_data_bytes_now() + open
+        self.in_own_bytes(segments * self.segment_data_bytes_now(policy) + open, policy)
+    }
+
+    /// Whether so many bytes that follow a policy can be moved with the slots that are free now.
+    pub(crate) fn has_room_to_move(&self, bytes: u64, policy: PolicyId) -> bool {
+        let room = |shape| {
+            let class = Class { policy, purpose: Purpose::Moved };
+            let (room, cells) = self.segments.room(&self.pool, class, shape);
+            room * u64::from(cells)
+        };
+        let segments = self.pool.segments_placeable(self.redundancy_of(policy));
+        let room = room(Shape::Narrow) + room(Shape::Wide) + segments * self.segment_data_bytes_now(policy);
+        self.worst_case_alike(bytes, 1, policy) <= room
     }
 
     /// Promises room for what was acknowledged before, whether there is any or not.
@@ -225,24 +262,29 @@ impl Store {
         Share::new(bytes, &self.space.promised)
     }
 
-    /// Promises room for new data, and leaves so much of it for others.
+    /// Promises room for new data that follow a policy, and leaves so much of it for others.
     ///
     /// # Errors
     /// When there is no room even after what is dead was given back.
-    pub fn reserve(&self, bytes: u64, leave: u64) -> Result<Reservation, StoreError> {
-        self.reserve_stored(self.worst_case_bytes(bytes, 1), leave)
+    pub fn reserve(&self, bytes: u64, leave: u64, policy: PolicyId) -> Result<Reservation, StoreError> {
+        self.reserve_stored(self.worst_case_bytes(bytes, 1, policy), leave, policy)
     }
 
     /// The same for so many bytes on the devices, with all that belongs to them.
     ///
     /// # Errors
     /// As [`Store::reserve`].
-    pub fn reserve_stored(&self, wanted: u64, leave: u64) -> Result<Reservation, StoreError> {
+    pub fn reserve_stored(
+        &self,
+        wanted: u64,
+        leave: u64,
+        policy: PolicyId,
+    ) -> Result<Reservation, StoreError> {
         self.check_writable()?;
-        let mut asked = false;
+        let (mut asked, mut sealed) = (false, false);
         // Whatever is given back here, somebody else may be faster; but not for ever.
         for _ in 0..RESERVE_ATTEMPTS {
-            let free = self.placeable_bytes();
+            let free = self.placeable_bytes_with(policy);
             // Nothing is promised that is not to be had: two who ask at once must not refuse each other.
             let promise =
                 free.checked_sub(leave).and_then(|most| Share::within(wanted, &self.space.promised, most));
@@ -257,8 +299,13 @@ impl Store {
                 self.checkpoint()?;
                 continue;
             }
+            // Or it is what is left of segments to which others append.
+            if !sealed && self.has_policies() {
+                sealed = true;
+                self.seal_segments_of_others(policy)?;
+            }
             // Or it lies among what lives: not all that is wanted may, then nothing is moved for it.
-            if taken > self.placeable_bytes() + self.reclaimable_bytes(Duration::ZERO) {
+            if taken > self.placeable_bytes_with(policy) + self.reclaimable_bytes(Duration::ZERO) {
                 break;
             }
             // More than this one asks for, so that not everybody has to come here.
@@ -268,8 +315,8 @@ impl Store {
                 .max(self.segment_data_bytes());
             let gained = self.clean(missing)?.gained_bytes();
             // While this one waited for its turn another one may have got what there was to be had.
-            let is_there =
-                self.space.promised.load(Ordering::Acquire) + leave + wanted <= self.placeable_bytes();
+            let is_there = self.space.promised.load(Ordering::Acquire) + leave + wanted
+                <= self.placeable_bytes_with(policy);
             if gained == 0 && !is_there {
                 break;
             }
@@ -321,7 +368,7 @@ impl Store {
 
     /// Bytes that can still be promised, some of them only after a checkpoint or cleaning.
     pub fn free_bytes(&self) -> u64 {
-        let freeing = self.slots_worth(self.pool.space().freeing);
+        let freeing = self.slots_worth(self.pool.space().freeing, PolicyId::default());
         let free = self.placeable_bytes() + freeing + self.reclaimable_bytes(RECLAIMABLE_FRESH);
         free.saturating_sub(self.space.promised.load(Ordering::Acquire))
     }

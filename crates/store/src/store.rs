@@ -13,6 +13,7 @@ use crate::log::{Log, LogCounts};
 use crate::memtable::Scratch;
 use crate::metadata::{MetaView, Metadata};
 use crate::orphans::OrphanBook;
+use crate::policies::Policies;
 use crate::read::FrameCache;
 use crate::recovery::Torn;
 use crate::returning::Returning;
@@ -131,6 +132,7 @@ pub struct Store {
     pub(crate) scrubber: Scrubber,
     pub(crate) device_counts: CountsBefore,
     pub(crate) damage: DamageBook,
+    pub(crate) policies: Policies,
     poison: OnceLock<String>,
     read_only: AtomicBool,
     /// Whether a thread of its own makes checkpoints; without one, writers make them.
@@ -196,6 +198,7 @@ impl Store {
             scrubber: Scrubber::default(),
             device_counts: CountsBefore::default(),
             damage: DamageBook::default(),
+            policies: Policies::default(),
             poison: OnceLock::new(),
             read_only: AtomicBool::new(options.read_only || parts.pool.read_only()),
             pool: parts.pool,
@@ -323,11 +326,11 @@ impl Store {
 
     /// Keeps derived state in step with a transaction.
     fn note_effects(&self, effects: &Effects, freed: &mut Vec<Placement>) {
-        for (chunk, hash) in &effects.born {
-            self.dedup.insert(*hash, *chunk);
+        for (chunk, hash, policy) in &effects.born {
+            self.dedup.insert(*policy, *hash, *chunk);
         }
-        for (chunk, hash) in &effects.died {
-            self.dedup.remove(*hash, *chunk);
+        for (chunk, hash, policy) in &effects.died {
+            self.dedup.remove(*policy, *hash, *chunk);
         }
         for (_, segment) in &effects.freed {
             self.pool.begin_release(&segment.placements);

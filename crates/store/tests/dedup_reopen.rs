@@ -61,7 +61,7 @@ fn write(store: &Store, inode: u64, chunks: std::ops::Range<usize>) -> u64 {
             .zip(data)
             .map(|(offset, data)| Piece::new(0, offset, data))
             .collect();
-        let mut ingested = store.ingest(1, &pieces, true).unwrap();
+        let mut ingested = store.ingest(1, &pieces, aegisfs_base::PolicyId(0), true).unwrap();
         let references = std::mem::take(&mut ingested.references[0]);
         let (from, to) = (start, start + (data.len() * BLOCK_BYTES) as u64);
         let value = Inode { size: to, ..Inode::default() }.encode();

@@ -44,18 +44,18 @@ fn a_hit_that_dies_is_told_and_the_bytes_are_stored_anew() {
     let mut data = vec![0; 10_000];
     rng.fill(&mut data);
     let piece = [Piece::new(0, 0, &data)];
-    let first = store.ingest(1, &piece, true).unwrap();
+    let first = store.ingest(1, &piece, aegisfs_base::PolicyId(0), true).unwrap();
     let chunk = chunk_of(&first);
     refer(&store, InodeId(10), first, 10_000).unwrap();
 
-    let found = store.ingest(1, &piece, true).unwrap();
+    let found = store.ingest(1, &piece, aegisfs_base::PolicyId(0), true).unwrap();
     assert_eq!(chunk_of(&found), chunk, "it is a hit");
     store.commit(HEAD, vec![hole(InodeId(10), 0, u64::MAX)], Vec::new()).unwrap();
     let refused = refer(&store, InodeId(11), found, 10_000).unwrap_err();
     assert!(matches!(refused, StoreError::StaleChunk { chunk: stale } if stale == chunk), "{refused}");
     assert_eq!(store.check(true).unwrap().problems, []);
 
-    let again = store.ingest(1, &piece, false).unwrap();
+    let again = store.ingest(1, &piece, aegisfs_base::PolicyId(0), false).unwrap();
     let anew = chunk_of(&again);
     assert_ne!(anew, chunk, "the number of the dead is not used again");
     refer(&store, InodeId(11), again, 10_000).unwrap();

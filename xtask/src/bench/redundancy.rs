@@ -1,7 +1,7 @@
 //! What redundancy costs: the same work on one device, on two mirrors and on six devices with an erasure code.
 
 use super::blocks::path;
-use super::clients::{client, random_reads, read_p99};
+use super::clients::{client, random_reads, read_p99, said};
 use super::measure::{Bound, Figure, ROUNDS, Report, number};
 use super::streams::{rate, write_one};
 use super::targets::{Ground, POOLS, Target};
@@ -47,6 +47,20 @@ pub(super) fn compared(ground: &Ground, report: &mut Report) -> Result<()> {
     let coded = |n: usize| Some(medians[2][n] / medians[0][n]);
     report.bar("write, ec:4+2 to single", Bound::AtLeast(0.6), coded(0));
     report.bar("read cold, ec:4+2 to single", Bound::AtLeast(0.9), coded(1));
+
+    let mut rates = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        let answer = client("erasure", &path(&targets[2]), "data=4 parity=2")?;
+        for (rates, key) in rates.iter_mut().zip(["encode", "decode"]) {
+            rates.push(said(&answer, key)? / 1e9);
+        }
+    }
+    let [encode, decode] = rates.map(|rates| Figure::of(rates).median);
+    println!(
+        "  the code alone, 4+2, 256 KiB columns, one core: {encode:.1} GB/s made parity of, {decode:.1} decoded with two lost"
+    );
+    report.bar("erasure code 4+2, encode, GB/s of one core", Bound::AtLeast(10.0), Some(encode));
+    report.bar("erasure code 4+2, decode, GB/s of one core", Bound::AtLeast(10.0), Some(decode));
 
     let target = &mut targets[2];
     let idle = read_p99(&path(target), READ_SECONDS)?;

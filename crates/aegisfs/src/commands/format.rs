@@ -108,7 +108,7 @@ fn failure_domains(said: &[String], paths: &[PathBuf]) -> Result<Vec<String>, Fa
 }
 
 /// Reads what people call a redundancy.
-fn parse_redundancy(word: &str) -> Result<Redundancy, Failure> {
+pub(crate) fn parse_redundancy(word: &str) -> Result<Redundancy, Failure> {
     let number = |text: &str| text.parse::<u8>().ok().filter(|number| *number > 0);
     let shards = match word.split_once(':') {
         None if word == "single" => Some((1, 0)),

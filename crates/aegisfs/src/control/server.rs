@@ -21,6 +21,8 @@ const SCRUB: &str = "/v1/scrub/";
 const HEAL: &str = "/v1/damage/heal/";
 /// How an order begins that says how far a device is trusted; its number and what it is called then follow.
 const DISKS: &str = "/v1/disks/";
+/// How questions and orders about how an inode is stored begin; its number follows, and then what is said.
+const POLICY: &str = "/v1/policy/";
 /// How orders to clean orphans begin, or to say what that would do; the age in seconds follows.
 const CLEAN_ORPHANS: &str = "/v1/orphans/clean/";
 const TRY_ORPHANS: &str = "/v1/orphans/try/";
@@ -59,6 +61,12 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn probe_disks(&self) -> Value;
     /// Says how far a device is trusted from now on.
     fn set_disk_health(&self, device: &str, health: &str) -> Result<Value, String>;
+    /// How far what is there already has come to follow its policy.
+    fn policies(&self) -> Result<Value, String>;
+    /// How an inode is stored.
+    fn policy(&self, inode: &str) -> Result<Value, String>;
+    /// Says how it is stored from now on.
+    fn set_policy(&self, inode: &str, order: &str) -> Result<Value, String>;
     /// What the devices were told to forget.
     fn trimming(&self) -> Value;
     /// Has them forget everything that is free; does not wait for it.
@@ -197,6 +205,12 @@ fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
         ("GET", "/v1/trim") => Ok(service.trimming()),
         ("POST", "/v1/trim") => service.trim().map(|()| json!({})),
         ("GET", "/v1/orphans") => service.orphans(),
+        ("GET", "/v1/policy") => service.policies(),
+        ("GET", path) if path.starts_with(POLICY) => service.policy(&path[POLICY.len()..]),
+        ("POST", path) if path.starts_with(POLICY) => {
+            let (inode, order) = path[POLICY.len()..].split_once('/').unwrap_or_default();
+            service.set_policy(inode, order)
+        }
         ("POST", path) if path.starts_with(CLEAN_ORPHANS) => {
             age(&path[CLEAN_ORPHANS.len()..]).and_then(|age| service.clean_orphans(age, false))
         }

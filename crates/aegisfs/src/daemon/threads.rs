@@ -3,7 +3,7 @@
 use super::disks::Watcher;
 use crate::failure::Failure;
 use crate::settings::Settings;
-use aegisfs_fs::{Flusher, Fs};
+use aegisfs_fs::{Flusher, FollowThread, Fs};
 use aegisfs_store::{CleanerThread, ReturnThread, ScrubThread, Service, Store, TrimThread, UpkeepThread};
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ pub(super) struct Threads {
     returner: Option<ReturnThread>,
     scrubber: ScrubThread,
     watcher: Watcher,
+    follower: FollowThread,
 }
 
 impl Threads {
@@ -42,12 +43,14 @@ impl Threads {
             scrubber: ScrubThread::start(Arc::clone(store))?,
             watcher: Watcher::start(Arc::clone(store))?,
             flusher: Flusher::start(Arc::clone(fs), FLUSHERS)?,
+            follower: FollowThread::start(Arc::clone(fs))?,
         })
     }
 
     /// Ends all but the one that writes the log, which is needed until everything is written out.
     pub(super) fn end(self) -> Service {
-        let Self { service, flusher, cleaner, trimmer, upkeep, returner, scrubber, watcher } = self;
+        let Self { service, flusher, cleaner, trimmer, upkeep, returner, scrubber, watcher, follower } = self;
+        drop(follower);
         drop(watcher);
         drop(scrubber);
         drop(returner);

@@ -9,7 +9,7 @@
 use super::{ENVELOPE_PLAIN, unwrap};
 use crate::FormatError;
 use crate::wire::{Append, Reader};
-use aegisfs_base::{InodeId, Timestamp};
+use aegisfs_base::{InodeId, PolicyId, Timestamp};
 
 const WHAT: &str = "inode";
 
@@ -24,10 +24,11 @@ const FLAGS: u16 = 1 << 6;
 const GENERATION: u16 = 1 << 7;
 const PARENT: u16 = 1 << 8;
 const POLICY: u16 = 1 << 9;
-/// Two bits that are all there is to say.
+/// Bits that are all there is to say.
 const INLINE: u16 = 1 << 10;
 const XATTRS: u16 = 1 << 11;
-const KNOWN: u16 = (1 << 12) - 1;
+const OWN_POLICY: u16 = 1 << 12;
+const KNOWN: u16 = (1 << 13) - 1;
 
 /// Bits of an inode's flags, by the names that docs/format.md gives them. Their numbers are those that chattr(1)
 /// and the kernel use.
@@ -70,8 +71,10 @@ pub struct Inode {
     pub ctime: Timestamp,
     /// Birth.
     pub btime: Timestamp,
-    /// Storage policy.
-    pub policy: u16,
+    /// How its content is stored.
+    pub policy: PolicyId,
+    /// Whether somebody said so of it: it does not follow the directory that it is in.
+    pub own_policy: bool,
     /// Whether the content is inline.
     pub inline: bool,
     /// Whether it has extended attributes.
@@ -107,7 +110,7 @@ impl Inode {
             (FLAGS, 0, u64::from(self.flags)),
             (GENERATION, 0, self.generation),
             (PARENT, 0, self.parent.0),
-            (POLICY, 0, u64::from(self.policy)),
+            (POLICY, 0, u64::from(self.policy.0)),
         ]
     }
 
@@ -118,6 +121,7 @@ impl Inode {
         let mut fields = said.clone().fold(0, |fields, (bit, ..)| fields | bit);
         fields |= if self.inline { INLINE } else { 0 };
         fields |= if self.xattrs { XATTRS } else { 0 };
+        fields |= if self.own_policy { OWN_POLICY } else { 0 };
         let mut value = Vec::with_capacity(48);
         value.push(ENVELOPE_PLAIN);
         value.put_u16(fields);
@@ -152,6 +156,7 @@ impl Inode {
             size: next(SIZE, 0)?,
             inline: fields & INLINE != 0,
             xattrs: fields & XATTRS != 0,
+            own_policy: fields & OWN_POLICY != 0,
             ..Self::default()
         };
         inode.allocated = next(ALLOCATED, inode.size)?;
@@ -159,7 +164,7 @@ impl Inode {
         inode.flags = narrow("flags", next(FLAGS, 0)?)?;
         inode.generation = next(GENERATION, 0)?;
         inode.parent = InodeId(next(PARENT, 0)?);
-        inode.policy = narrow("policy", next(POLICY, 0)?)?;
+        inode.policy = PolicyId(narrow("policy", next(POLICY, 0)?)?);
         inode.ctime = Timestamp(reader.u64()?.cast_signed());
         let mut time =
             || Ok::<_, FormatError>(Timestamp(inode.ctime.0.wrapping_sub(unzigzag(reader.varint()?))));
@@ -203,7 +208,8 @@ mod tests {
             mtime: Timestamp(11),
             ctime: Timestamp(12),
             btime: Timestamp(13),
-            policy: 14,
+            policy: PolicyId(14),
+            own_policy: false,
             inline: true,
             xattrs: false,
         }
@@ -219,7 +225,8 @@ mod tests {
             size: u64::MAX,
             allocated: 0,
             generation: u64::MAX,
-            policy: u16::MAX,
+            policy: PolicyId(u16::MAX),
+            own_policy: true,
             ctime: Timestamp(i64::MIN),
             atime: last,
             mtime: Timestamp(0),
@@ -260,7 +267,7 @@ mod tests {
     #[test]
     fn what_is_unknown_or_too_large_is_refused() {
         let mut value = full().encode();
-        value[2] |= 1 << 4;
+        value[2] |= 1 << 5;
         assert!(matches!(Inode::decode(&value), Err(FormatError::Value { field: "fields", .. })));
         let mut wide = vec![ENVELOPE_PLAIN];
         wide.put_u16(UID);

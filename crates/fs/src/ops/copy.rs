@@ -6,7 +6,7 @@ use crate::fs::{Fs, note_commit};
 use crate::handle::{Access, HandleId};
 use crate::node::Node;
 use aegisfs_base::limits::{FILE_BYTES_MAX, WINDOW_BYTES};
-use aegisfs_base::{InodeId, Sequence};
+use aegisfs_base::{InodeId, PolicyId, Sequence};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::{NewRef, Op};
 use aegisfs_store::StoreError;
@@ -76,6 +76,11 @@ impl Fs {
         (from, to): (u64, u64),
         length: u64,
     ) -> Result<u64, FsError> {
+        // A chunk follows one policy; bytes of files that follow different ones are stored for each.
+        let policy = |node: &Node| node.state.read().inode.policy;
+        if policy(source) != policy(target) {
+            return self.copy_bytes(source, target, (from, to), length);
+        }
         // Both have to lie in chunks first; a tiny file is copied byte by byte.
         self.flush_node(source)?;
         self.flush_node(target)?;
@@ -91,7 +96,9 @@ impl Fs {
         let waiting = from_memory.overlay.needs_flush()
             || !from_memory.leaving().is_empty()
             || from_memory.inode.inline;
+        let by = from_memory.inode.policy;
         let beside = locked.get(target.id);
+        let waiting = waiting || beside.inode.policy != by;
         let waiting = waiting || beside.inode.inline && !beside.overlay.is_empty();
         if waiting || !locked.all_alive() {
             drop(locked);
@@ -99,6 +106,11 @@ impl Fs {
             return self.copy_bytes(source, target, (from, to), length);
         }
         let (references, end) = self.references_for(source.id, (from, to), from + length)?;
+        if !self.follow(by, &references)? {
+            drop(locked);
+            drop(flushing);
+            return self.copy_bytes(source, target, (from, to), length);
+        }
         let length = end - from;
         let state = locked.get(target.id);
         let (before, older) = (state.inode, state.overlay.clone());
@@ -158,6 +170,19 @@ impl Fs {
             });
         }
         Ok((references, end))
+    }
+
+    /// Whether chunks follow a policy, all of them.
+    fn follow(&self, policy: PolicyId, references: &[NewRef]) -> Result<bool, FsError> {
+        if !self.store.has_policies() {
+            return Ok(true);
+        }
+        for reference in references {
+            if self.store.policy_of_chunk(reference.chunk)? != Some(policy) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Moves what lies beside an inode into rows, so that other chunks can lie beside it.

@@ -41,7 +41,11 @@ impl Fs {
             _ => node.state.read().refuse_flagged()?,
         }
         match mode {
-            0 | KEEP_SIZE => drop(self.reserve_stored(length, self.soft_reserve_bytes())?),
+            0 | KEEP_SIZE => {
+                let policy = node.state.read().inode.policy;
+                let length = self.store.in_own_bytes(length, policy);
+                drop(self.reserve_stored(length, self.soft_reserve_bytes(), policy)?);
+            }
             ZERO_RANGE => self.clear(&node, offset, end)?,
             m if m == PUNCH_HOLE | KEEP_SIZE || m == ZERO_RANGE | KEEP_SIZE => {
                 self.clear(&node, offset, end)?;

@@ -5,8 +5,8 @@ use crate::acl::{self, Acl};
 use crate::fs::{Attributes, Caller, Fs, attributes, note_commit};
 use crate::node::{Node, NodeState, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
 use crate::{FsError, name};
-use aegisfs_base::InodeId;
 use aegisfs_base::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
+use aegisfs_base::{InodeId, PolicyId};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::{self, Inode};
@@ -155,7 +155,7 @@ impl Fs {
     pub(super) fn admit_new(&self) -> Result<(), FsError> {
         self.store.admit_metadata()?;
         if self.nearly_full() {
-            drop(self.reserve(0, self.soft_reserve_bytes())?);
+            drop(self.reserve(0, self.soft_reserve_bytes(), PolicyId::default())?);
         }
         Ok(())
     }
@@ -196,6 +196,7 @@ impl Fs {
             btime: now,
             xattrs: !attached.is_empty(),
             flags: flags::inherited(parent, matches!(kind, Kind::File | Kind::Directory)),
+            policy: if is_link { PolicyId::default() } else { parent.policy },
             ..Inode::default()
         };
         match kind {

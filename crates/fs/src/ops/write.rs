@@ -7,8 +7,8 @@ use crate::gate::Entering;
 use crate::handle::{Access, HandleId};
 use crate::node::{Node, NodeState, S_ISGID, S_ISUID};
 use crate::overlay::Origin;
-use aegisfs_base::InodeId;
 use aegisfs_base::limits::FILE_BYTES_MAX;
+use aegisfs_base::{InodeId, PolicyId};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::Inode;
@@ -72,8 +72,15 @@ impl Fs {
         self.store.check_writable()?;
         let entering = self.wait_for_memory(&node, data.len() as u64)?;
         let leave = if kind.cached { 0 } else { self.soft_reserve_bytes() };
-        let promise = self.reserve(data.len() as u64, leave)?;
-        let mut state = node.state.write();
+        let (promise, mut state) = loop {
+            let policy = node.state.read().inode.policy;
+            let promise = self.reserve(data.len() as u64, leave, policy)?;
+            let state = node.state.write();
+            // Somebody may have said meanwhile that it takes more.
+            if state.inode.policy == policy {
+                break (promise, state);
+            }
+        };
         if !state.is_regular() {
             return Err(FsError::Invalid);
         }
@@ -166,16 +173,21 @@ impl Fs {
     }
 
     /// Promises room. What waits in memory was promised its worst case; once it is stored the rest comes back.
-    pub(crate) fn reserve(&self, bytes: u64, leave: u64) -> Result<Reservation, FsError> {
-        self.reserve_stored(self.store.worst_case_bytes(bytes, 1), leave)
+    pub(crate) fn reserve(&self, bytes: u64, leave: u64, policy: PolicyId) -> Result<Reservation, FsError> {
+        self.reserve_stored(self.store.worst_case_bytes(bytes, 1, policy), leave, policy)
     }
 
     /// The same for so many bytes on the devices.
-    pub(super) fn reserve_stored(&self, bytes: u64, leave: u64) -> Result<Reservation, FsError> {
-        match self.store.reserve_stored(bytes, leave) {
+    pub(super) fn reserve_stored(
+        &self,
+        bytes: u64,
+        leave: u64,
+        policy: PolicyId,
+    ) -> Result<Reservation, FsError> {
+        match self.store.reserve_stored(bytes, leave, policy) {
             Err(StoreError::NoSpace { .. }) if self.dirty_bytes() > 0 => {
                 self.flush_all()?;
-                Ok(self.store.reserve_stored(bytes, leave)?)
+                Ok(self.store.reserve_stored(bytes, leave, policy)?)
             }
             outcome => Ok(outcome?),
         }

@@ -122,7 +122,7 @@ impl Database {
         devices.dedup();
         let slots = self.pool.slots.lock();
         let possible = places.len().min(slots.width());
-        let crowds = devices.len() < possible || slots.is_crowded(&kept);
+        let crowds = devices.len() < possible || slots.is_crowded(&kept, slots.parity);
         drop(slots);
         crowds && kept.iter().any(|place| self.pool.readable(*place))
     }

@@ -68,6 +68,7 @@ const SHORT: Shape = Shape {
     streams: false,
     flags: false,
     cleaning: false,
+    policies: false,
 };
 
 #[test]

@@ -24,6 +24,7 @@ pub(crate) const WITH_FLAGS: Shape = Shape {
     streams: false,
     flags: true,
     cleaning: false,
+    policies: false,
 };
 
 /// With so many of them each verb happens in a directory or to a file that is marked sync.

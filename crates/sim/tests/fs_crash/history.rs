@@ -5,7 +5,7 @@ use aegisfs_base::sabotage::{catch_up, forget_late};
 use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
 use aegisfs_device::Device;
 use aegisfs_fs::{Fs, FsError, FsOptions, ROOT};
-use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
+use aegisfs_pool::{CreateOptions, OpenOptions, Pool, Redundancy};
 use aegisfs_sim::SimWorld;
 use aegisfs_store::{StoreOptions, open};
 use std::collections::BTreeMap;
@@ -33,6 +33,8 @@ pub(crate) struct Shape {
     pub(crate) flags: bool,
     /// Whether the cleaner runs in between.
     pub(crate) cleaning: bool,
+    /// Whether somebody says how files and directories are stored.
+    pub(crate) policies: bool,
 }
 
 impl Default for Shape {
@@ -47,6 +49,7 @@ impl Default for Shape {
             streams: false,
             flags: false,
             cleaning: false,
+            policies: false,
         }
     }
 }
@@ -63,6 +66,8 @@ pub(crate) struct Entry {
     pub(crate) mode: u32,
     pub(crate) nlink: u32,
     pub(crate) flags: u32,
+    /// What was said of it.
+    pub(crate) policy: Option<Redundancy>,
     pub(crate) target: Vec<u8>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -91,6 +96,8 @@ pub(crate) struct History {
     pub(crate) promises: Vec<Promise>,
     /// Whether a write may arrive in parts, the first of them durable alone.
     pub(crate) streams: bool,
+    /// Whether somebody said how something is stored.
+    pub(crate) policies: bool,
     /// Operations that flags forbade, and those that they made durable.
     pub(crate) forbidden: u64,
     pub(crate) durable: u64,
@@ -158,10 +165,10 @@ pub(crate) fn walk(fs: &Fs) -> Result<Namespace, FsError> {
             }
             let inode = attributes.inode;
             let flags = fs.flags(entry.id)?;
-            found.insert(
-                below,
-                Entry { inode: entry.id, mode: inode.mode, nlink: inode.nlink, flags, target, xattrs },
-            );
+            let policy = fs.policy(entry.id).ok().filter(|policy| policy.own);
+            let policy = policy.map(|policy| policy.redundancy);
+            let (mode, nlink) = (inode.mode, inode.nlink);
+            found.insert(below, Entry { inode: entry.id, mode, nlink, flags, policy, target, xattrs });
         }
     }
     Ok(found)
@@ -227,6 +234,7 @@ impl History {
             promises: vec![Promise { everything: true, ..Promise::default() }],
             // Where there is little room checkpoints come often, also between the parts of a write.
             streams: shape.streams || shape.cleaning,
+            policies: shape.policies,
             forbidden: 0,
             durable: 0,
             story: vec!["mount".into()],

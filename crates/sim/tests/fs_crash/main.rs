@@ -99,6 +99,7 @@ const WITH_CLEANING: Shape = Shape {
     streams: false,
     flags: false,
     cleaning: true,
+    policies: false,
 };
 
 #[test]
@@ -132,6 +133,7 @@ const SIX_CODED: Shape = Shape {
     streams: true,
     flags: false,
     cleaning: false,
+    policies: false,
 };
 
 #[test]
@@ -182,6 +184,43 @@ const CODED_WITH_CLEANING: Shape = Shape {
 #[test]
 fn histories_with_cleaning_on_coded_devices() {
     survive("histories with cleaning, 3+2", CODED_WITH_CLEANING, 560..562);
+}
+
+/// Files and directories are stored in different ways, and what is there already follows what is said.
+const WITH_POLICIES: Shape = Shape { policies: true, operations: 140, ..SIX_CODED };
+
+#[test]
+fn histories_with_policies() {
+    survive("histories with policies", WITH_POLICIES, 580..583);
+}
+
+#[test]
+fn histories_with_policies_and_cleaning() {
+    let shape = Shape { policies: true, operations: 120, ..CODED_WITH_CLEANING };
+    survive("histories with policies and cleaning", shape, 590..592);
+}
+
+/// In those histories something is stored anew, and lies in segments of several kinds.
+#[test]
+fn policies_come_into_play() {
+    let (mut bytes, mut kinds) = (0, std::collections::BTreeSet::new());
+    for seed in 580..583 {
+        let history = History::run(&WITH_POLICIES, seed);
+        bytes += history
+            .story()
+            .lines()
+            .filter(|line| line.contains("stored anew: ") && !line.ends_with(": 0"))
+            .count();
+        let rng = aegisfs_base::SeededRng::new(seed);
+        let fs = history::mount(history.world.devices(), &rng, OpenOptions::default()).expect("it mounts");
+        let mut note = |_, segment: aegisfs_format::value::Segment| {
+            kinds.insert((segment.policy, segment.shards));
+            std::ops::ControlFlow::Continue(())
+        };
+        fs.store().each_segment(&mut note).expect("readable");
+    }
+    println!("{bytes} times something was stored anew; segments are {kinds:?}");
+    assert!(bytes > 5 && kinds.len() > 5);
 }
 
 #[test]

@@ -68,6 +68,14 @@ pub(crate) fn judge_known(
     let rng = SeededRng::new(seed);
     let fs = mount(world.devices(), &rng, OpenOptions::default())?;
     judge_mounted(history, known, &fs)?;
+    if history.policies {
+        fs.follow_policies(&|| true).map_err(|e| format!("not everything follows its policy: {e}"))?;
+        let misplaced = fs.check_tree().map_err(|e| e.to_string())?.misplaced_bytes;
+        if misplaced > 0 {
+            return Err(format!("{misplaced} bytes are not stored as their policy says"));
+        }
+        judge_mounted(history, known, &fs)?;
+    }
     go_on(&fs)?;
     drop(fs);
     // What was just synced survives another opening, which replays what the first one left.

@@ -4,6 +4,7 @@ use crate::flags::{Flags, SUPERUSER};
 use crate::history::{Namespace, Outcome, Promise, Shape};
 use aegisfs_base::{InodeId, Rng, SeededRng};
 use aegisfs_fs::{Changes, CopyEnd, Fs, FsError, Kind, MakeOptions, ROOT, RenameFlags, WriteKind, XattrMode};
+use aegisfs_pool::Redundancy;
 use aegisfs_store::StoreError;
 use std::collections::BTreeMap;
 
@@ -16,6 +17,8 @@ const SIDES: u64 = 100;
 const SIDES_WITH_FLAGS: u64 = 135;
 /// How often the cleaner runs, where it does.
 const CLEANING_ONE_IN: u64 = 7;
+/// How often something has to do with policies, where there are any.
+const POLICIES_ONE_IN: u64 = 4;
 const S_IFMT: u32 = 0o170_000;
 const S_IFCHR: u32 = 0o020_000;
 const S_IFREG: u32 = 0o100_000;
@@ -77,6 +80,9 @@ impl Player<'_> {
     fn choose(&mut self, step: u64) -> Result<Deed, FsError> {
         if self.shape.cleaning && self.rng.below(CLEANING_ONE_IN) == 0 {
             return self.clean();
+        }
+        if self.shape.policies && self.rng.below(POLICIES_ONE_IN) == 0 {
+            return if self.rng.below(2) == 0 { self.set_policy(step) } else { self.follow() };
         }
         let sides = if self.shape.flags { SIDES_WITH_FLAGS } else { SIDES };
         match self.rng.below(sides) {
@@ -269,6 +275,28 @@ impl Player<'_> {
         }
         let done = if all { store.clean(u64::MAX)? } else { store.empty_segments(1)? };
         Ok(told(format!("clean{}: {done:?}", if all { " all" } else { "" })))
+    }
+
+    /// Says how something is stored.
+    fn set_policy(&mut self, step: u64) -> Result<Deed, FsError> {
+        let id = if self.rng.below(4) == 0 { self.file_or_directory()? } else { self.file()? };
+        let known = [(1, 0), (1, 1), (1, 2), (2, 1), (3, 2)]
+            .map(|(shards_data, shards_parity)| Redundancy { shards_data, shards_parity });
+        let redundancy = known.get(self.rng.below(known.len() as u64 + 1) as usize).copied();
+        self.fs.set_policy(id, redundancy, ROOT)?;
+        self.touched.insert(id, step);
+        let mut deed = told(format!("policy of {id}: {redundancy:?}"));
+        deed.promise.file = Some((id, step));
+        Ok(deed)
+    }
+
+    /// Has what is there already follow; sometimes only for a few steps.
+    fn follow(&mut self) -> Result<Deed, FsError> {
+        let steps = if self.rng.below(3) == 0 { self.rng.below(5) } else { u64::MAX };
+        let taken = std::cell::Cell::new(0);
+        let before = self.fs.followed()?.bytes;
+        self.fs.follow_policies(&|| taken.replace(taken.get() + 1) < steps)?;
+        Ok(told(format!("follow; stored anew: {}", self.fs.followed()?.bytes - before)))
     }
 
     fn rename(&mut self, step: u64) -> Result<Deed, FsError> {

@@ -9,7 +9,7 @@ use aegisfs_pool::{CreateOptions, Pool};
 use std::sync::Arc;
 
 /// The number of the format that this program writes. A new one comes with a new image.
-pub(crate) const FORMAT: u32 = 5;
+pub(crate) const FORMAT: u32 = 6;
 const DEVICE_BYTES: u64 = 256 << 20;
 const SEED: u64 = 20_001;
 const DIRECTORIES: u64 = 12;

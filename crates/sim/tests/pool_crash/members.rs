@@ -201,7 +201,10 @@ fn a_full_device_is_no_reason_to_put_both_copies_on_the_other() {
     let (world, stage) = stage::create_on(&[16 << 20, 5 << 20], SEED);
     let states = growing_and_shrinking(SEED);
     while stage.pool.space().segments_placeable > 1 {
-        stage.pool.open_segment(aegisfs_base::SegmentId(1), true).expect("there is room");
+        stage
+            .pool
+            .open_segment(aegisfs_base::SegmentId(1), stage.pool.redundancy(), true)
+            .expect("there is room");
     }
     let mut last = 0;
     let refused = (1..states.len()).find_map(|n| {

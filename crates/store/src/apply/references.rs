@@ -7,7 +7,7 @@ use super::Effects;
 use crate::StoreError;
 use crate::tables::{Tables, TablesMut};
 use aegisfs_base::sabotage::{Edge, removed};
-use aegisfs_base::{ChunkId, SegmentId};
+use aegisfs_base::{ChunkId, PolicyId, SegmentId};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::value::{Segment, SegmentState};
@@ -157,6 +157,7 @@ impl References {
     /// When an account does not fit what is taken from it.
     pub(crate) fn settle(self, tables: &mut dyn TablesMut, effects: &mut Effects) -> Result<(), StoreError> {
         let Self { chunks, mut segments } = self;
+        let (mut born, mut died) = (Vec::new(), Vec::new());
         for (chunk, Touched { now: descriptor, before }) in chunks {
             let key = key::chunk(chunk);
             let weight = Weight::of(&descriptor);
@@ -177,9 +178,9 @@ impl References {
                 }
             }
             match (alive, before.is_none()) {
-                (true, true) => effects.born.push((chunk, descriptor.hash)),
+                (true, true) => born.push((chunk, descriptor)),
                 (false, false) => {
-                    effects.died.push((chunk, descriptor.hash));
+                    died.push((chunk, descriptor));
                     tables.delete(Table::Chunks, &key);
                 }
                 (true, false) | (false, true) => {}
@@ -188,20 +189,29 @@ impl References {
                 tables.put(Table::Chunks, &key, descriptor.encode().to_vec());
             }
         }
+        let mut policies = BTreeMap::new();
         for (segment, account) in segments {
-            account.settle(segment, tables, effects)?;
+            policies.insert(segment, account.settle(segment, tables, effects)?);
         }
+        // Whatever is born or dies is on its segment's account.
+        let identity = |(chunk, descriptor): (ChunkId, Descriptor)| {
+            let policy = policies.get(&descriptor.frame.segment).copied().unwrap_or_default();
+            (chunk, descriptor.hash, policy)
+        };
+        effects.born.extend(born.into_iter().map(identity));
+        effects.died.extend(died.into_iter().map(identity));
         Ok(())
     }
 }
 
 impl Account {
+    /// Puts it into the segment. Says which policy that follows.
     fn settle(
         self,
         segment: SegmentId,
         tables: &mut dyn TablesMut,
         effects: &mut Effects,
-    ) -> Result<(), StoreError> {
+    ) -> Result<PolicyId, StoreError> {
         let key = key::segment(segment);
         let stored = tables
             .get(Table::Segments, &key)?
@@ -219,12 +229,13 @@ impl Account {
             value.state = SegmentState::Sealed;
             (value.rows, value.end) = (rows, end);
         }
+        let policy = value.policy;
         if value.state == SegmentState::Sealed && value.live_bytes == 0 {
             tables.delete(Table::Segments, &key);
             effects.freed.push((segment, value));
         } else {
             tables.put(Table::Segments, &key, value.encode());
         }
-        Ok(())
+        Ok(policy)
     }
 }

@@ -145,6 +145,25 @@ impl Quiet {
     }
 }
 
+/// Keeps whoever moves data in the background to the cleaner's rate.
+pub(crate) struct Restraint {
+    quiet: Quiet,
+}
+
+impl Restraint {
+    pub(crate) fn new(store: &Store) -> Self {
+        Self { quiet: Quiet { seen: store.used_by_others(), since: Instant::now() } }
+    }
+
+    /// Waits as long as it is too early to move more after so many bytes that took so long.
+    pub(crate) fn wait(&mut self, store: &Store, bytes: u64, took: Duration, goes_on: &dyn Fn() -> bool) {
+        let begun = Instant::now();
+        while store.has_to_wait(bytes, took + begun.elapsed(), &mut self.quiet) && goes_on() {
+            std::thread::sleep(SLICE);
+        }
+    }
+}
+
 /// What the cleaner is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CleaningStatus {
@@ -227,6 +246,11 @@ impl Store {
         let rate = Intensity::from_raw(orders.intensity.load(Ordering::Relaxed)).rate();
         let rate = rate.filter(|_| !is_quiet);
         rate.into_iter().chain(orders.bandwidth()).any(is_early) && self.room_left() >= URGENT
+    }
+
+    /// Notes that a change or a chunk that was read is not of those who read and write.
+    pub(crate) fn count_background_use(&self) {
+        self.cleaner.count_use();
     }
 
     /// How often others than the cleaner have used the store: changes and chunks read.

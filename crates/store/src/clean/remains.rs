@@ -19,7 +19,7 @@ use crate::store::{Counters, Store};
 use crate::tables::Tables;
 use crate::versions::{self, Head};
 use aegisfs_base::limits::WINDOW_BYTES;
-use aegisfs_base::{BranchId, ChunkId, InodeId, SegmentId};
+use aegisfs_base::{BranchId, ChunkId, InodeId, PolicyId, SegmentId};
 use aegisfs_chunk::ChunkHash;
 use aegisfs_format::FormatError;
 use aegisfs_format::descriptor::Descriptor;
@@ -27,7 +27,8 @@ use aegisfs_format::extent::decode_window;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::{NewRef, Op};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -47,6 +48,8 @@ struct Run {
 #[derive(Debug)]
 pub(super) struct Remains {
     chunk: ChunkId,
+    /// Where it lies.
+    segment: SegmentId,
     /// How many references there are to be found.
     references: u32,
     runs: Vec<Run>,
@@ -55,6 +58,8 @@ pub(super) struct Remains {
 /// Remains on their way to new chunks.
 #[derive(Default)]
 struct Batch {
+    /// The one that they follow.
+    policy: PolicyId,
     runs: Vec<(Run, NewChunk<'static>)>,
     bytes: u64,
 }
@@ -72,7 +77,7 @@ impl Store {
         let (mut living, mut dead) = (0, 0);
         let enough = candidates.iter().position(|candidate| {
             living += candidate.live_bytes;
-            let is_enough = dead >= wanted_bytes || !self.has_room_to_move(living);
+            let is_enough = dead >= wanted_bytes || !self.has_room_to_move(living, PolicyId::default());
             dead += candidate.dead_bytes;
             is_enough
         });
@@ -102,7 +107,9 @@ impl Store {
         // What is still forsaken there cannot be had, but for a little that others have overwritten since.
         let mut kept = self.cleaner.kept.lock();
         for candidate in with_remains() {
-            let left = self.read_segment(candidate.segment)?.map_or(0, |segment| segment.forsaken_bytes);
+            let left = self
+                .read_segment(candidate.segment)?
+                .map_or(0, |segment| self.in_own_bytes(segment.forsaken_bytes, segment.policy));
             if left > candidate.forsaken_bytes / 2 {
                 kept.insert(candidate.segment);
             }
@@ -133,7 +140,8 @@ impl Store {
             };
             if let Some((chunk, descriptor)) = found.filter(|(_, descriptor)| is_sought(descriptor)) {
                 references += u64::from(descriptor.references);
-                let remains = Remains { chunk, references: descriptor.references, runs: Vec::new() };
+                let (segment, references) = (descriptor.frame.segment, descriptor.references);
+                let remains = Remains { chunk, segment, references, runs: Vec::new() };
                 sought.insert(chunk, remains);
             }
             if references < RUNS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -178,12 +186,21 @@ impl Store {
     ) -> Result<ControlFlow<()>, StoreError> {
         let mut batch = Batch::default();
         let mut begun = Instant::now();
-        for (number, one) in remains.iter().enumerate() {
+        let mut policies = HashMap::new();
+        for one in remains {
+            if let Entry::Vacant(place) = policies.entry(one.segment) {
+                place.insert(self.read_segment(one.segment)?.map_or(batch.policy, |segment| segment.policy));
+            }
+        }
+        let mut remains: Vec<_> = remains.iter().map(|one| (policies[&one.segment], one)).collect();
+        remains.sort_by_key(|(policy, _)| *policy);
+        for (number, (policy, one)) in remains.iter().enumerate() {
             if self.pool.space().lent > 0 {
                 break;
             }
+            batch.policy = *policy;
             self.read_remains(one, &mut batch)?;
-            let is_last = number + 1 == remains.len();
+            let is_last = remains.get(number + 1).is_none_or(|(next, _)| next != policy);
             if is_last || batch.bytes >= MOVED_PER_CHANGE || batch.runs.len() >= RUNS_PER_CHANGE {
                 let bytes = batch.bytes;
                 self.plant_remains(std::mem::take(&mut batch), done)?;
@@ -232,7 +249,7 @@ impl Store {
             part.chunk = ChunkId(number);
         }
         let mut moving = Moving { store: self, rows: Vec::new() };
-        self.write_moved(&mut moving.rows, Vec::new(), &parts, done)?;
+        self.write_moved(batch.policy, &mut moving.rows, Vec::new(), &parts, done)?;
         let changes = moving
             .rows
             .iter()

@@ -7,15 +7,17 @@
 //! A page is in place before anything is merged into its range, so that none ever lacks what is indexed.
 
 use super::filter::{Cover, Filter, PAGE_KEYS_MAX, empty_page, put};
-use super::{DELTA_ENTRIES_MAX, DOMAIN, Dedup, FILTER, INDEX, Key, Renew, State};
+use super::{DELTA_ENTRIES_MAX, Dedup, Delta, FILTER, INDEX, Key, Renew, State, domain};
 use crate::StoreError;
 use crate::tables::Tables;
-use aegisfs_base::ChunkId;
 use aegisfs_base::limits::DEDUP_FILTER_BYTES_MAX;
+use aegisfs_base::{ChunkId, PolicyId, SegmentId};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::filter::FilterPage;
 use aegisfs_format::key::{self, Table};
+use aegisfs_format::value::Segment;
 use aegisfs_kv::{KvSnapshot, MemoryKv, OrderedKv};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -138,10 +140,18 @@ impl Dedup {
             }
             looked_at += 1;
             if let Ok(Some(descriptor)) = Descriptor::decode(stored) {
-                found.push((key::dedup(DOMAIN, &descriptor.hash), chunk));
+                found.push((chunk, descriptor.hash, descriptor.frame.segment));
             }
             ControlFlow::Continue(())
         })?;
+        let mut policies = HashMap::new();
+        let found: Vec<(Key, ChunkId)> = found
+            .into_iter()
+            .filter_map(|(chunk, hash, segment)| {
+                let policy = *policies.entry(segment).or_insert_with(|| policy_of(metadata, segment));
+                Some((key::dedup(domain(policy?), &hash), chunk))
+            })
+            .collect();
         let mut state = self.state.write();
         for (key, chunk) in found {
             // What was noted since is newer. One that has died meanwhile is never taken for a hit.
@@ -229,14 +239,24 @@ fn read_page(base: &dyn KvSnapshot, cover: Cover) -> Result<Option<FilterPage>, 
 /// A page made from the index.
 fn make_page(base: &dyn KvSnapshot, cover: Cover) -> Result<FilterPage, StoreError> {
     let mut page = empty_page(cover);
-    let start = first_key(cover.start);
-    let end = cover.end().map_or_else(|| (DOMAIN + 1).to_be_bytes().to_vec(), |end| first_key(end).to_vec());
-    base.scan(INDEX, &start, Some(&end), &mut |key, _| {
-        if let Ok(key) = key.try_into() {
-            put(&mut page, key);
+    let mut domain = Some(0);
+    while let Some(number) = domain.filter(|_| page.hashes < PAGE_KEYS_MAX) {
+        let start = first_key(number, cover.start);
+        let end = cover.end().map(|end| first_key(number, end)).or_else(|| next_domain(number));
+        base.scan(INDEX, &start, end.as_ref().map(|end| &end[..]), &mut |key, _| {
+            if let Ok(key) = key.try_into() {
+                put(&mut page, key);
+            }
+            if page.hashes < PAGE_KEYS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        domain = None;
+        if let Some(behind) = next_domain(number) {
+            base.scan(INDEX, &behind, None, &mut |key, _| {
+                domain = key.try_into().ok().map(|key: &Key| domain_of(key));
+                ControlFlow::Break(())
+            })?;
         }
-        if page.hashes < PAGE_KEYS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
+    }
     Ok(page)
 }
 
@@ -244,17 +264,45 @@ fn make_page(base: &dyn KvSnapshot, cover: Cover) -> Result<FilterPage, StoreErr
 fn with_newer(state: &State, cover: Cover, mut page: FilterPage) -> (FilterPage, bool) {
     let mut changed = false;
     for delta in [&state.delta, &*state.leaving] {
-        let newer = delta.range(first_key(cover.start)..).map(|(key, _)| key);
-        for key in newer.take_while(|key| cover.contains(key)) {
-            changed |= put(&mut page, key);
+        for domain in domains_in(delta) {
+            let newer = delta.range(first_key(domain, cover.start)..).map(|(key, _)| key);
+            for key in newer.take_while(|key| domain_of(key) == domain && cover.contains(key)) {
+                changed |= put(&mut page, key);
+            }
         }
     }
     (page, changed)
 }
 
-fn first_key(prefix: u32) -> Key {
+fn domains_in(delta: &Delta) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut next = Some([0; 20]);
+    while let Some((key, _)) = next.and_then(|from| delta.range(from..).next()) {
+        found.push(domain_of(key));
+        next = next_domain(domain_of(key));
+    }
+    found
+}
+
+fn domain_of(key: &Key) -> u32 {
+    u32::from_be_bytes([key[0], key[1], key[2], key[3]])
+}
+
+/// The first key behind a domain, if there can be any.
+fn next_domain(domain: u32) -> Option<Key> {
+    domain.checked_add(1).map(|domain| first_key(domain, 0))
+}
+
+fn first_key(domain: u32, prefix: u32) -> Key {
     let mut key = [0; 20];
-    key[..4].copy_from_slice(&DOMAIN.to_be_bytes());
+    key[..4].copy_from_slice(&domain.to_be_bytes());
     key[4..8].copy_from_slice(&prefix.to_be_bytes());
     key
+}
+
+/// The policy that a segment follows. What was moved out of one that is gone by now is never found, which costs room and
+/// nothing else.
+fn policy_of(metadata: &dyn Tables, segment: SegmentId) -> Option<PolicyId> {
+    let stored = metadata.get(Table::Segments, &key::segment(segment)).ok()??;
+    Segment::decode(&stored).ok().map(|segment| segment.policy)
 }

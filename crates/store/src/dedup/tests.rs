@@ -5,7 +5,19 @@ use aegisfs_base::{Rng, RowIndex, SeededRng, SegmentId};
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::filter::FilterPage;
 use aegisfs_format::key::Table;
+use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_kv::MemoryKv;
+
+/// Chunks follow as many policies, in turn.
+const POLICIES: u64 = 3;
+
+fn policy_of(chunk: u64) -> PolicyId {
+    PolicyId((chunk % POLICIES) as u16 * 7)
+}
+
+fn segment_of(chunk: u64) -> SegmentId {
+    SegmentId(1 + chunk % POLICIES)
+}
 
 /// An index in memory, and the chunks that it is about.
 struct World {
@@ -17,7 +29,24 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (kv, chunks, hashes) = (MemoryKv::new(), MapTables::default(), Vec::new());
+        let (kv, mut chunks, hashes) = (MemoryKv::new(), MapTables::default(), Vec::new());
+        for chunk in 0..POLICIES {
+            let segment = Segment {
+                state: SegmentState::Sealed,
+                shards: (1, 0),
+                tier: 0,
+                policy: policy_of(chunk),
+                key_domain: 0,
+                live_bytes: 1,
+                written_bytes: 1,
+                opened: 1,
+                rows: 1,
+                forsaken_bytes: 0,
+                end: 0,
+                placements: vec![Default::default()],
+            };
+            chunks.put(Table::Segments, &key::segment(segment_of(chunk)), segment.encode());
+        }
         Self { kv, chunks, hashes, rng: SeededRng::new(9) }
     }
 
@@ -44,14 +73,21 @@ impl World {
             let mut hash = [0; 32];
             self.rng.fill(&mut hash);
             self.hashes.push(hash);
-            self.chunks.put(Table::Chunks, &key::chunk(chunk), descriptor(hash).encode().to_vec());
-            dedup.insert(hash, chunk);
+            let described = descriptor(segment_of(chunk.0), hash);
+            self.chunks.put(Table::Chunks, &key::chunk(chunk), described.encode().to_vec());
+            dedup.insert(policy_of(chunk.0), hash, chunk);
         }
     }
 
     fn found(&self, dedup: &Dedup) -> usize {
         let sought = self.hashes.iter().enumerate();
-        sought.filter(|(n, hash)| dedup.find(hash).unwrap() == Some(ChunkId(*n as u64))).count()
+        let found = |(n, hash): &(usize, &[u8; 32])| {
+            let chunk = *n as u64;
+            // Whoever follows another policy does not find it.
+            assert_eq!(dedup.find(policy_of(chunk + 1), hash).unwrap(), None);
+            dedup.find(policy_of(chunk), hash).unwrap() == Some(ChunkId(chunk))
+        };
+        sought.filter(found).count()
     }
 
     /// The saved pages of the filter.
@@ -73,9 +109,9 @@ impl World {
     }
 }
 
-fn descriptor(hash: [u8; 32]) -> Descriptor {
+fn descriptor(segment: SegmentId, hash: [u8; 32]) -> Descriptor {
     let frame = FramePlace {
-        segment: SegmentId(1),
+        segment,
         row: RowIndex(0),
         cell: 0,
         slot_offset: 4096,
@@ -209,8 +245,12 @@ fn the_mark_waits_for_chunks_that_are_on_their_way() {
     for n in 0..10 {
         world.hashes[n] = [n as u8 + 1; 32];
         let chunk = key::chunk(ChunkId(n as u64));
-        world.chunks.put(Table::Chunks, &chunk, descriptor(world.hashes[n]).encode().to_vec());
-        dedup.insert(world.hashes[n], ChunkId(n as u64));
+        world.chunks.put(
+            Table::Chunks,
+            &chunk,
+            descriptor(segment_of(n as u64), world.hashes[n]).encode().to_vec(),
+        );
+        dedup.insert(policy_of(n as u64), world.hashes[n], ChunkId(n as u64));
     }
     drop(slow);
     // The process dies before the next merge.
@@ -255,4 +295,54 @@ fn an_index_that_is_made_anew_goes_on_where_it_was_interrupted() {
     while dedup.load_step(&counting).unwrap() {}
     assert!(counting.1.get() < 70_000, "{} chunks were looked at again", counting.1.get());
     assert_eq!(world.found(&dedup), 100_000);
+}
+
+#[test]
+fn equal_bytes_that_follow_different_policies_are_kept_apart() {
+    let mut world = World::new();
+    let dedup = world.load();
+    world.add(&dedup, 1000);
+    let hash = [9; 32];
+    let expected = dedup.expect(1000);
+    expected.took(1003);
+    for (n, chunk) in (1000..1003).enumerate() {
+        let described = descriptor(segment_of(chunk), hash);
+        world.chunks.put(Table::Chunks, &key::chunk(ChunkId(chunk)), described.encode().to_vec());
+        dedup.insert(policy_of(chunk), hash, ChunkId(chunk));
+        world.hashes.push(hash);
+        assert_eq!(n, chunk as usize - 1000);
+    }
+    drop(expected);
+    let all =
+        |dedup: &Dedup| (1000..1003).all(|n| dedup.find(policy_of(n), &hash).unwrap() == Some(ChunkId(n)));
+    assert!(all(&dedup));
+    dedup.remove(policy_of(1001), hash, ChunkId(1001));
+    assert_eq!(dedup.find(policy_of(1001), &hash).unwrap(), None);
+    assert_eq!(dedup.find(policy_of(1002), &hash).unwrap(), Some(ChunkId(1002)));
+    dedup.insert(policy_of(1001), hash, ChunkId(1001));
+    drop(dedup);
+    // From the descriptors alone, and then from the index, whose filter is made anew.
+    let dedup = world.load();
+    assert!(all(&dedup));
+    dedup.merge_at_end(dedup.marker()).unwrap();
+    drop(dedup);
+    for (key, _) in world.pages() {
+        world.put(FILTER, &key, b"damaged");
+    }
+    assert!(all(&world.load()));
+}
+
+#[test]
+fn what_was_moved_out_of_a_segment_that_is_gone_is_not_found() {
+    let mut world = World::new();
+    let dedup = world.load();
+    world.add(&dedup, 9);
+    drop(dedup);
+    world.chunks.delete(Table::Segments, &key::segment(segment_of(1)));
+    let dedup = world.load();
+    for chunk in 0..9 {
+        let hash = &world.hashes[chunk as usize];
+        let found = (0..POLICIES).find_map(|n| dedup.find(policy_of(n), hash).unwrap());
+        assert_eq!(found, (chunk % POLICIES != 1).then_some(ChunkId(chunk)));
+    }
 }

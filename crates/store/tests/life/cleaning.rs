@@ -39,7 +39,8 @@ fn assert_reads(store: &Store, contents: &Contents) {
 
 /// Overwrites a part of a file that is there.
 fn overwrite(store: &Store, inode: InodeId, offset: usize, part: &[u8], contents: &mut Contents) {
-    let mut ingested = store.ingest(1, &[Piece::new(0, offset as u64, part)], true).unwrap();
+    let mut ingested =
+        store.ingest(1, &[Piece::new(0, offset as u64, part)], aegisfs_base::PolicyId(0), true).unwrap();
     let references = std::mem::take(&mut ingested.references[0]);
     let (from, to) = (offset as u64, (offset + part.len()) as u64);
     let replace = Op::Replace { inode, from, to, pending_up_to: Sequence(u64::MAX), references };
@@ -66,7 +67,7 @@ fn a_file_that_nearly_fills_a_device_can_be_overwritten_block_by_block() {
     }
     let mut written = 0;
     while written < size {
-        let room = store.reserve(64 * BLOCK as u64, 0).unwrap();
+        let room = store.reserve(64 * BLOCK as u64, 0, aegisfs_base::PolicyId(0)).unwrap();
         for _ in 0..64 {
             let block = rng.below(((size - (8 << 20)) / BLOCK) as u64) as usize;
             overwrite(&store, file, block * BLOCK, &noise(&rng, BLOCK), &mut contents);
@@ -100,7 +101,7 @@ fn segments_full_of_tiny_chunks_are_left_alone() {
     for batch in 0..40u64 {
         let contents: Vec<_> = (0..3000).map(|_| noise(&rng, 72)).collect();
         let pieces: Vec<_> = contents.iter().enumerate().map(|(n, data)| Piece::new(n, 0, data)).collect();
-        let mut ingested = store.ingest(contents.len(), &pieces, true).unwrap();
+        let mut ingested = store.ingest(contents.len(), &pieces, aegisfs_base::PolicyId(0), true).unwrap();
         let references = std::mem::take(&mut ingested.references);
         let refer = |(n, references)| {
             let inode = InodeId(10 + batch * 3000 + n);
@@ -122,7 +123,8 @@ fn a_window_in_very_many_pieces_is_stored() {
     let rng = SeededRng::new(20);
     let device = format(256 << 20, &rng);
     let store = mount(&device, &rng);
-    let mut ingested = store.ingest(1, &[Piece::new(0, 0, &noise(&rng, 16_000))], true).unwrap();
+    let mut ingested =
+        store.ingest(1, &[Piece::new(0, 0, &noise(&rng, 16_000))], aegisfs_base::PolicyId(0), true).unwrap();
     let mut references = std::mem::take(&mut ingested.references[0]);
     let chunk = references[0].chunk;
     let whole = |references| Op::Replace {
@@ -224,7 +226,7 @@ fn a_full_device_takes_again_what_was_deleted_here_and_there() {
         let mut bytes = 0;
         loop {
             let data = noise(&rng, 300_000);
-            match store.reserve(data.len() as u64, 0) {
+            match store.reserve(data.len() as u64, 0, aegisfs_base::PolicyId(0)) {
                 Ok(_room) => write(store, InodeId(next), &data).unwrap(),
                 Err(StoreError::NoSpace { .. }) => return bytes,
                 Err(error) => panic!("{error}"),

@@ -188,7 +188,7 @@ fn devices_of_mixed_sizes_are_filled() {
         let mut sizes = vec![200_000, 3 << 20];
         for id in (10..).map(InodeId) {
             let Some(size) = sizes.last() else { break };
-            let Ok(_room) = store.reserve(*size, 0) else {
+            let Ok(_room) = store.reserve(*size, 0, aegisfs_base::PolicyId(0)) else {
                 sizes.pop();
                 continue;
             };

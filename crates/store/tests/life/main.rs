@@ -52,7 +52,7 @@ fn mount(device: &Arc<MemoryDevice>, rng: &dyn Rng) -> Store {
 /// Stores a whole file's content in one change.
 fn write(store: &Store, inode: InodeId, data: &[u8]) -> Result<Sequence, StoreError> {
     let pieces = [Piece::new(0, 0, data)];
-    let mut ingested = store.ingest(1, &pieces, true)?;
+    let mut ingested = store.ingest(1, &pieces, aegisfs_base::PolicyId(0), true)?;
     let references = std::mem::take(&mut ingested.references[0]);
     let value = Inode { size: data.len() as u64, ..Inode::default() }.encode();
     let ops = vec![
@@ -167,7 +167,7 @@ fn filled_to_the_brim_and_emptied_again() {
     let mut inode = 10;
     loop {
         let data = noise(&rng, 2 << 20);
-        match store.reserve(data.len() as u64, 0) {
+        match store.reserve(data.len() as u64, 0, aegisfs_base::PolicyId(0)) {
             Ok(_room) => {
                 write(&store, InodeId(inode), &data).unwrap();
                 stored += data.len() as u64;
@@ -184,7 +184,7 @@ fn filled_to_the_brim_and_emptied_again() {
     }
     store.seal_all_and_checkpoint();
     assert_eq!(store.space_report().unwrap().data_bytes, 0);
-    let room = store.reserve(150 << 20, 0).unwrap();
+    let room = store.reserve(150 << 20, 0, aegisfs_base::PolicyId(0)).unwrap();
     drop(room);
     assert_sound(&store);
 }

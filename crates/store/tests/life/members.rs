@@ -49,7 +49,7 @@ fn a_nearly_full_mirror_is_made_whole() {
     let mut contents = Vec::new();
     for id in (10..).map(InodeId) {
         let data = noise(&rng, 3 << 20);
-        let Ok(_room) = store.reserve(data.len() as u64, 6 << 20) else { break };
+        let Ok(_room) = store.reserve(data.len() as u64, 6 << 20, aegisfs_base::PolicyId(0)) else { break };
         write(&store, id, &data).unwrap();
         contents.push((id, data));
     }

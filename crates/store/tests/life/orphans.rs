@@ -36,7 +36,7 @@ fn segment(state: SegmentState, placements: Vec<Placement>) -> Vec<u8> {
         state,
         shards: (1, 0),
         tier: 0,
-        policy: 0,
+        policy: aegisfs_base::PolicyId(0),
         key_domain: 0,
         live_bytes: 0,
         written_bytes: 0,
@@ -65,9 +65,9 @@ fn plant(store: &Store, rng: &dyn Rng) -> ChunkId {
     let (chunk, descriptor) = last.unwrap();
     write(store, InodeId(20), b"").unwrap();
 
-    store.pool().open_segment(SegmentId(1 << 40), true).unwrap();
+    store.pool().open_segment(SegmentId(1 << 40), store.pool().redundancy(), true).unwrap();
     for (id, state) in [(2 << 40, SegmentState::Open), (3 << 40, SegmentState::Sealed)] {
-        let places = store.pool().open_segment(SegmentId(id), true).unwrap().1;
+        let places = store.pool().open_segment(SegmentId(id), store.pool().redundancy(), true).unwrap().1;
         put(store, Table::Segments, &key::segment(SegmentId(id)), segment(state, places));
     }
     write(store, InodeId(21), &noise(rng, 3 << 20)).unwrap();
@@ -166,7 +166,7 @@ fn a_look_that_is_told_to_stop_changes_nothing() {
         };
         store.commit(HEAD, (0..1000).map(one).collect(), Vec::new()).unwrap();
     }
-    let places = store.pool().open_segment(SegmentId(1 << 40), true).unwrap().1;
+    let places = store.pool().open_segment(SegmentId(1 << 40), store.pool().redundancy(), true).unwrap().1;
     assert_eq!(kinds(&store), [OrphanKind::Slot]);
     clock.advance(2 * DAY);
     let mut upkeep = Upkeep::new(&store, UpkeepOptions { orphans_every: DAY, ..UpkeepOptions::default() });
@@ -183,7 +183,7 @@ fn an_orphan_that_was_gone_for_a_while_is_young_again() {
     let rng = SeededRng::new(42);
     let device = format(256 << 20, &rng);
     let (store, clock) = mount(&device, &rng);
-    let places = store.pool().open_segment(SegmentId(1 << 40), true).unwrap().1;
+    let places = store.pool().open_segment(SegmentId(1 << 40), store.pool().redundancy(), true).unwrap().1;
     assert_eq!(kinds(&store), [OrphanKind::Slot]);
     clock.advance(2 * DAY);
     store.pool().abandon(&places);
@@ -243,7 +243,7 @@ fn what_is_in_flight_is_no_orphan() {
         .zip(data.chunks(1 << 20))
         .map(|(offset, data)| Piece::new(0, offset, data))
         .collect();
-    let ingested = store.ingest(1, &pieces, true).unwrap();
+    let ingested = store.ingest(1, &pieces, aegisfs_base::PolicyId(0), true).unwrap();
     assert_eq!(kinds(&store), []);
     assert_eq!(store.clean_orphans(Duration::ZERO, false).unwrap(), Default::default());
     store.release_orphan(InodeId(21));
@@ -283,7 +283,7 @@ fn under_load_there_is_nothing_to_be_cleaned() {
                     next += 1;
                     let bytes = 1 + rng.below(2 << 20) as usize;
                     // Where there is no room some of what was written before goes all the same.
-                    if let Ok(_room) = store.reserve(bytes as u64, 0) {
+                    if let Ok(_room) = store.reserve(bytes as u64, 0, aegisfs_base::PolicyId(0)) {
                         write(store, inode, &noise(&rng, bytes)).unwrap();
                     }
                     if next - first > 10 {

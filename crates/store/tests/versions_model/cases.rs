@@ -38,7 +38,7 @@ fn open_numbered(number: u64) -> Op {
         state: SegmentState::Open,
         shards: (1, 0),
         tier: 0,
-        policy: 0,
+        policy: aegisfs_base::PolicyId(0),
         key_domain: 0,
         live_bytes: 0,
         written_bytes: 0,
@@ -159,7 +159,7 @@ fn a_chunk_that_moves_takes_its_references_along_and_frees_its_segment() {
     // What refers to it can go, or more can come.
     commit(&mut tables, 3, vec![refer(1)]).unwrap();
     let effects = commit(&mut tables, 4, vec![hole(0, 20, 0)]).unwrap();
-    assert_eq!(effects.died, vec![(ChunkId(1), [7; 32])]);
+    assert_eq!(effects.died, vec![(ChunkId(1), [7; 32], aegisfs_base::PolicyId(0))]);
     assert_eq!(numbered(&tables, 2).unwrap().live_bytes, 0);
 }
 
@@ -268,7 +268,11 @@ fn only_what_still_refers_to_the_same_bytes_is_pointed_elsewhere() {
         assert_eq!(chunk(&tables), chunk(&before), "{from:?}");
     }
     let effects = commit(&mut tables, 10, repoint(run(0, 20, 0))).unwrap();
-    assert_eq!(effects.died, vec![(ChunkId(1), [7; 32])], "both sides, but not what lies between");
+    assert_eq!(
+        effects.died,
+        vec![(ChunkId(1), [7; 32], aegisfs_base::PolicyId(0))],
+        "both sides, but not what lies between"
+    );
     let stored = tables.get(Table::Chunks, &key::chunk(ChunkId(9))).unwrap().unwrap();
     assert_eq!(Descriptor::decode(&stored).unwrap().unwrap().referred_bytes, 5);
     let stored = tables.get(Table::Chunks, &key::chunk(ChunkId(2))).unwrap().unwrap();

@@ -160,12 +160,12 @@ impl World {
     }
 
     fn report(&mut self, effects: Effects) -> Verdict {
-        for (chunk, _) in effects.born {
+        for (chunk, ..) in effects.born {
             if !self.reported.alive.insert(chunk) {
                 return Err(format!("chunk {chunk} was born twice"));
             }
         }
-        for (chunk, _) in effects.died {
+        for (chunk, ..) in effects.died {
             if !self.reported.alive.remove(&chunk) {
                 return Err(format!("chunk {chunk} died twice"));
             }
@@ -365,7 +365,7 @@ impl World {
                 state: SegmentState::Open,
                 shards: (1, 0),
                 tier: 0,
-                policy: 0,
+                policy: aegisfs_base::PolicyId(0),
                 key_domain: 0,
                 live_bytes: 0,
                 written_bytes: 0,

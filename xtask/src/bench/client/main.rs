@@ -12,6 +12,7 @@
 mod blocks;
 mod clock;
 mod content;
+mod erasure;
 mod files;
 mod metadata;
 mod pipeline;
@@ -68,6 +69,7 @@ fn run(verb: &str, arguments: &Arguments) -> Result<Value> {
         "create" | "stat" | "read-files" | "unlink" | "check-files" => files::run(verb, arguments),
         "metadata" => metadata::run(arguments),
         "pipeline" => pipeline::run(arguments),
+        "erasure" => erasure::run(arguments),
         _ => bail!("there is no verb {verb}"),
     }
 }

@@ -85,6 +85,7 @@ fn segment_json(id: SegmentId, segment: &Segment) -> Value {
         "state": state(segment),
         "shards_data": segment.shards.0,
         "shards_parity": segment.shards.1,
+        "policy": segment.policy.0,
         "tier": segment.tier,
         "rows": segment.rows,
         "live_bytes": segment.live_bytes,

@@ -10,7 +10,8 @@ const FILE: InodeId = InodeId(10);
 const OTHER: InodeId = InodeId(11);
 
 fn replace(store: &Store, offset: u64, data: &[u8]) {
-    let mut ingested = store.ingest(1, &[Piece::new(0, offset, data)], true).unwrap();
+    let mut ingested =
+        store.ingest(1, &[Piece::new(0, offset, data)], aegisfs_base::PolicyId(0), true).unwrap();
     let references = std::mem::take(&mut ingested.references[0]);
     let (from, to) = (offset, offset + data.len() as u64);
     let op = Op::Replace { inode: FILE, from, to, pending_up_to: Sequence(0), references };
