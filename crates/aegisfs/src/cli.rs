@@ -134,6 +134,10 @@ pub(crate) enum Command {
     /// Verify everything on a pool that is not mounted.
     #[command(visible_alias = "fsck")]
     Check {
+        /// Only look whether everything is where it should be: metadata, and the headers and directories on the devices. What
+        /// these tell of is not read.
+        #[arg(long)]
+        shallow: bool,
         /// Any of its devices or image files, LABEL= or UUID=; the others are looked for.
         #[arg(required = true)]
         devices: Vec<PathBuf>,

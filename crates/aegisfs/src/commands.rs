@@ -85,7 +85,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::DetectOrphans { mount } => orphans::run(&OrphansCommand::List { mount }, json),
         Command::CleanupOrphans(args) => orphans::run(&OrphansCommand::Clean(args), json),
         Command::OrphanStats { mount } => orphans::run(&OrphansCommand::Stats { mount }, json),
-        Command::Check { devices } => check::run(&devices, json),
+        Command::Check { shallow, devices } => check::run(&devices, shallow, json),
         Command::Scan { folders } => scan::run(&folders, json),
         Command::Inspect(args) => inspect::run(&args, json),
     }

@@ -195,6 +195,10 @@ impl Service for Daemon {
         damage::heal(&self.fs, path).map_err(|error| error.to_string())
     }
 
+    fn healing(&self) -> Value {
+        self.fs.heal_progress().map_or(Value::Null, |done| damage::healed(&done))
+    }
+
     fn disks(&self) -> Result<Value, String> {
         disks::describe(&self.store).map_err(|error| error.to_string())
     }

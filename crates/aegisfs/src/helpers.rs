@@ -87,7 +87,7 @@ pub(crate) fn fsck() -> ExitCode {
         eprintln!("usage: fsck.aegisfs [-anpyfv] DEVICE...");
         return FSCK_USAGE.into();
     }
-    match commands::check::run(&devices, false) {
+    match commands::check::run(&devices, false, false) {
         Ok(code) if code == ExitCode::SUCCESS => code,
         Ok(_) => FSCK_LEFT.into(),
         Err(failure) => {

@@ -168,11 +168,19 @@ impl Fs {
                 search.places.entry(name.to_vec()).or_default().push((start, part.chunk));
             }
         }
-        if !search.by_hash.is_empty() {
-            search.look_into(path)?;
-            search.write()?;
-        }
-        Ok(search.done)
+        let outcome = if search.by_hash.is_empty() {
+            Ok(())
+        } else {
+            search.tell();
+            search.look_into(path).and_then(|()| search.write())
+        };
+        *self.healing.lock() = None;
+        outcome.map(|()| search.done)
+    }
+
+    /// How far whoever looks for lost bytes has come, if somebody does.
+    pub fn heal_progress(&self) -> Option<Healed> {
+        *self.healing.lock()
     }
 }
 
@@ -188,6 +196,10 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    fn tell(&self) {
+        *self.fs.healing.lock() = Some(self.done);
+    }
+
     /// A file, or everything under a directory; links are not followed, and only what was named has to be readable.
     fn look_into(&mut self, path: &Path) -> io::Result<()> {
         let mut waiting = Vec::new();
@@ -237,6 +249,7 @@ impl Search<'_> {
             Store::look_for_chunks(&by_hash, &mut file, &mut |chunk, bytes| self.gather(chunk, bytes));
         self.by_hash = by_hash;
         self.done.bytes += looked?;
+        self.tell();
         Ok(())
     }
 
@@ -252,6 +265,7 @@ impl Search<'_> {
         self.bytes = 0;
         let given = self.fs.store.give_back(&gathered).map_err(io::Error::other)?;
         self.done.healed += given.len() as u64;
+        self.tell();
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The filesystem: what the verbs have in common.
 
 use crate::FsError;
+use crate::damage::Healed;
 use crate::gate::Gate;
 use crate::handle::Handles;
 use crate::heat::Heat;
@@ -111,6 +112,8 @@ pub struct Fs {
     pub(crate) work: (Mutex<bool>, Condvar),
     /// How far what is there already follows its policy.
     pub(crate) following: Following,
+    /// How far whoever looks for lost bytes has come.
+    pub(crate) healing: Mutex<Option<Healed>>,
 }
 
 impl Fs {
@@ -164,6 +167,7 @@ impl Fs {
             gate: Gate::default(),
             work: Default::default(),
             following: Following::default(),
+            healing: Mutex::default(),
         };
         if fs.store.check_writable().is_ok() {
             fs.store.finish_truncations()?;

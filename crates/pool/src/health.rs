@@ -22,6 +22,7 @@ use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::superblock::{Health, Membership};
 use aegisfs_format::value::DeviceCounts;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -156,7 +157,7 @@ impl Watch {
 
 impl Pool {
     fn devices(&self) -> impl Iterator<Item = (DeviceIndex, Option<&Member>)> {
-        (0..).map(DeviceIndex).zip(self.members.iter().map(Option::as_ref))
+        (0..).map(DeviceIndex).zip(self.members.iter().map(OnceLock::get))
     }
 
     /// How far a device is trusted.
@@ -191,7 +192,7 @@ impl Pool {
             }
             before
         };
-        if let (Some(Some(member)), true) = (self.members.get(index), health < before) {
+        if let (Some(member), true) = (self.members[index].get(), health < before) {
             // It is given another chance.
             member.activity.forgive();
         }
@@ -202,7 +203,7 @@ impl Pool {
     /// nothing may be acknowledged without it before that is durable.
     fn give_up(&self, state: &mut crate::pool::State, device: DeviceIndex) -> Result<bool, PoolError> {
         let index = usize::from(device.0);
-        let is_counted = |member: &Option<Member>| member.as_ref().is_some_and(Member::counted);
+        let is_counted = |member: &OnceLock<Member>| member.get().is_some_and(Member::counted);
         self.abandon_return(device);
         if !is_counted(&self.members[index]) {
             return Ok(false);
@@ -380,7 +381,7 @@ impl Pool {
 
     /// Calls to all devices since the pool was opened: none of late means that there is nothing to judge.
     pub fn device_calls(&self) -> u64 {
-        self.members.iter().flatten().map(|member| member.activity.calls()).sum()
+        self.present().map(|member| member.activity.calls()).sum()
     }
 
     /// What every device is doing, and has done since the pool was opened.
@@ -448,7 +449,7 @@ impl Pool {
 
     /// The fastest read that there is, in ns.
     fn fastest_ns(&self, now: u64) -> u64 {
-        let counted = self.members.iter().flatten().filter(|member| member.counted());
+        let counted = self.present().filter(|member| member.counted());
         let times = counted.map(|member| member.activity.expected_ns(Kind::Read, now));
         times.min().unwrap_or_default().max(FASTEST_NS)
     }

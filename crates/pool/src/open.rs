@@ -5,7 +5,7 @@ use crate::member::Member;
 use crate::pool::{Pool, State};
 use crate::slots::SlotTable;
 use crate::superblocks::{self, Found};
-use aegisfs_base::{Incarnation, Rng, Uuid};
+use aegisfs_base::{DeviceIndex, Incarnation, Rng, Uuid};
 use aegisfs_device::Device;
 use aegisfs_format::layout::DeviceLayout;
 use aegisfs_format::superblock::{INCARNATIONS_KEPT, Membership, Superblock};
@@ -114,6 +114,42 @@ impl Pool {
         Ok((Arc::new(pool), opening))
     }
 
+    /// Takes a member in that was missing when the pool was opened. It lacks what was written without it, and waits to be brought
+    /// up to date.
+    ///
+    /// # Errors
+    /// When the device is none of this pool, is there already, or was written to apart from the others; when nothing may be
+    /// written.
+    pub fn join(&self, device: Arc<dyn Device>) -> Result<DeviceIndex, PoolError> {
+        if self.read_only() {
+            return Err(PoolError::ReadOnly);
+        }
+        let found = superblocks::read_newest(&*device)?.superblock;
+        // From here on the others call it out.
+        self.ensure_dirty()?;
+        let mut state = self.state.lock();
+        let ours = &state.superblock;
+        let index = find(ours, own_uuid(&found)).filter(|_| found.pool == ours.pool);
+        let Some(index) = index else {
+            let (found, expected) = (found.pool, ours.pool);
+            return Err(PoolError::ForeignPool { device: device.describe(), found, expected });
+        };
+        if let Some(member) = self.members[index].get() {
+            let (first, second) = (member.device.describe(), device.describe());
+            return Err(PoolError::SameMember { first, second, uuid: own_uuid(&found) });
+        }
+        if !related(&found, ours) || calls_out(&found, ours) && !left_behind(ours, &found) {
+            let first = self.present().next().map_or_else(String::new, |member| member.device.describe());
+            return Err(PoolError::Split { first, second: device.describe() });
+        }
+        let path = device.describe().into_bytes();
+        let (index, member) = admit(device, &found, ours)?;
+        assert!(!member.counted(), "whoever is missing is called out");
+        state.superblock.devices[index].path = path;
+        let _ = self.members[index].set(member);
+        Ok(DeviceIndex(index as u16))
+    }
+
     /// Whether a device belongs to a pool that this program can read, whoever else does.
     pub fn is_member(device: &dyn Device) -> bool {
         superblocks::read_newest(device).is_ok()
@@ -129,7 +165,7 @@ impl Pool {
         state.superblock.incarnations.insert(0, incarnation);
         state.superblock.incarnations.truncate(INCARNATIONS_KEPT);
         for (entry, member) in state.superblock.devices.iter_mut().zip(&self.members) {
-            if let Some(member) = member {
+            if let Some(member) = member.get() {
                 entry.path = member.device.describe().into_bytes();
             }
         }
@@ -445,7 +481,7 @@ mod tests {
 
     /// Where everything lies: each device's layout, and the slots of the log.
     fn layout_of(pool: &Pool) -> (u64, Vec<DeviceLayout>, Vec<aegisfs_format::map::MapEntry>) {
-        let layouts = pool.members.iter().flatten().map(|member| member.layout).collect();
+        let layouts = pool.present().map(|member| member.layout).collect();
         (pool.slot_bytes(), layouts, pool.mapped_slots())
     }
 

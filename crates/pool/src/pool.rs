@@ -14,6 +14,7 @@ use aegisfs_format::map::{self, MAP_ENTRIES_MAX, MapEntry, MapOwner};
 use aegisfs_format::sum128;
 use aegisfs_format::superblock::{Membership, Superblock};
 use parking_lot::{Condvar, Mutex};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// How many shards a wide segment has.
@@ -62,7 +63,8 @@ pub(crate) struct State {
 ///
 /// Lock order: `state` before `slots`. `state` is held across superblock writes, which are rare.
 pub struct Pool {
-    pub(crate) members: Vec<Option<Member>>,
+    /// One for each entry of the table. One that is missing may come later, and never goes.
+    pub(crate) members: Vec<OnceLock<Member>>,
     pub(crate) slots: Mutex<SlotTable>,
     /// Told when slots that were being discarded are free again.
     pub(crate) trimmed: Condvar,
@@ -99,7 +101,7 @@ impl Pool {
             entries.map(|entry| (entry.health, entry.failure_domain.as_str())),
         );
         Self {
-            members,
+            members: members.into_iter().map(|m| m.map_or_else(OnceLock::new, OnceLock::from)).collect(),
             slots: Mutex::new(slots),
             trimmed: Condvar::new(),
             read_only: AtomicBool::new(false),
@@ -237,7 +239,7 @@ impl Pool {
 
     /// Which devices take part, in the order of the superblock's table.
     pub fn member_states(&self) -> Vec<MemberState> {
-        let state = |member: &Option<Member>| match member {
+        let state = |member: &OnceLock<Member>| match member.get() {
             None => MemberState::Missing,
             Some(member) if member.counted() => MemberState::In,
             Some(member) if member.takes_writes() => MemberState::Returning,
@@ -246,16 +248,21 @@ impl Pool {
         self.members.iter().map(state).collect()
     }
 
+    /// The members that are there.
+    pub(crate) fn present(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter_map(OnceLock::get)
+    }
+
     /// Bytes that the backings of all members take, where that can be told.
     pub fn allocated_bytes(&self) -> Option<u64> {
-        self.members.iter().flatten().map(|m| m.device.allocated_bytes()).sum()
+        self.present().map(|m| m.device.allocated_bytes()).sum()
     }
 
     /// Bytes of the header areas that were written.
     pub fn header_bytes(&self) -> u64 {
         let map_blocks = u64::from(self.state.lock().superblock.map_blocks);
         let area = 2 * (SUPERBLOCK_BYTES as u64 + map_blocks * aegisfs_base::limits::BLOCK_BYTES as u64);
-        self.members.iter().flatten().count() as u64 * 2 * area
+        self.present().count() as u64 * 2 * area
     }
 
     /// Slots that hold databases and the log.
@@ -358,7 +365,7 @@ impl Pool {
     pub(crate) fn member(&self, device: DeviceIndex) -> Result<&Member, PoolError> {
         self.members
             .get(usize::from(device.0))
-            .and_then(Option::as_ref)
+            .and_then(OnceLock::get)
             .ok_or(PoolError::Absent { device, slot: SlotIndex(0) })
     }
 
@@ -380,7 +387,7 @@ impl Pool {
     pub(crate) fn enter(&self, state: &mut State) -> Result<(), PoolError> {
         let since = state.superblock.generation.next();
         for (entry, member) in state.superblock.devices.iter_mut().zip(&self.members) {
-            let counted = member.as_ref().is_some_and(Member::counted);
+            let counted = member.get().is_some_and(Member::counted);
             if !counted && entry.membership == Membership::In {
                 entry.membership = Membership::Out { since };
             }
@@ -422,7 +429,7 @@ impl Pool {
             state.superblock.map_sum = sum128(&map_bytes);
             let mut failed = None;
             for (index, member) in self.members.iter().enumerate() {
-                let Some(member) = member.as_ref().filter(|m| m.takes_writes()) else { continue };
+                let Some(member) = member.get().filter(|m| m.takes_writes()) else { continue };
                 state.superblock.device = DeviceIndex(index as u16);
                 let outcome = superblocks::write(member, &state.superblock, &map_bytes)
                     .and_then(|()| if removed(Edge::SuperblockFlush) { Ok(()) } else { member.flush() });
@@ -449,7 +456,7 @@ impl Pool {
         error: aegisfs_device::DeviceError,
     ) -> Result<(), PoolError> {
         // One that is absent counts as lost too, even before the superblock calls it out.
-        let lost = self.members.iter().filter(|m| !m.as_ref().is_some_and(Member::counted)).count();
+        let lost = self.members.iter().filter(|m| !m.get().is_some_and(Member::counted)).count();
         if lost >= usize::from(self.redundancy.shards_parity) {
             self.failed.store(true, Ordering::Release);
             return Err(error.into());
@@ -457,7 +464,7 @@ impl Pool {
         tracing::error!(%error, device = index, "a device failed and is left out from now on");
         let since = state.superblock.generation;
         state.superblock.devices[index].membership = Membership::Out { since };
-        if let Some(member) = &self.members[index] {
+        if let Some(member) = self.members[index].get() {
             member.counted.store(false, Ordering::Release);
         }
         self.slots.lock().set_usable(DeviceIndex(index as u16), false);
@@ -487,7 +494,7 @@ impl Pool {
     /// When a flush fails on a member that cannot be spared.
     pub fn flush(&self) -> Result<(), PoolError> {
         let dirty: Vec<usize> = (0..self.members.len())
-            .filter(|n| self.members[*n].as_ref().is_some_and(|m| m.takes_writes() && m.needs_flush()))
+            .filter(|n| self.members[*n].get().is_some_and(|m| m.takes_writes() && m.needs_flush()))
             .collect();
         together(&dirty, |index| {
             let device = DeviceIndex(*index as u16);

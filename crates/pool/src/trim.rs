@@ -162,7 +162,7 @@ impl Pool {
 
     /// How discarding goes on each device that is there.
     pub fn trim_status(&self) -> Vec<DeviceTrim> {
-        let present = self.members.iter().enumerate().filter_map(|(n, member)| Some((n, member.as_ref()?)));
+        let present = self.members.iter().enumerate().filter_map(|(n, member)| Some((n, member.get()?)));
         let describe = |(n, member): (usize, &crate::member::Member)| {
             let device = DeviceIndex(n as u16);
             let limits = member.device.discard_limits();

@@ -22,6 +22,17 @@ use std::ops::ControlFlow;
 /// Told how many of how many segments have been read.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
+/// How far a check goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// The metadata, which have to agree with themselves.
+    Metadata,
+    /// Besides, every chunk is where it should be, as headers and directories tell; what they tell of is not read.
+    Directories,
+    /// All of it is read and verified, and parity is compared with the data that it is of.
+    Data,
+}
+
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
@@ -100,22 +111,23 @@ impl Store {
     /// # Errors
     /// When the metadata itself cannot be read.
     pub fn check(&self, data: bool) -> Result<CheckReport, StoreError> {
-        self.check_and_tell(data, &mut |_, _| {})
+        let depth = if data { Depth::Data } else { Depth::Metadata };
+        self.check_and_tell(depth, &mut |_, _| {})
     }
 
     /// The same, and tells how far it is.
     ///
     /// # Errors
     /// As [`Store::check`].
-    pub fn check_and_tell(&self, data: bool, progress: Progress<'_>) -> Result<CheckReport, StoreError> {
+    pub fn check_and_tell(&self, depth: Depth, progress: Progress<'_>) -> Result<CheckReport, StoreError> {
         let mut report = CheckReport::default();
         let counted = self.recount(&mut report)?;
         let shares = self.check_chunks(&counted, &mut report)?;
         drop(counted);
         self.check_segments(&shares, &mut report)?;
         self.read_other_tables(&mut report)?;
-        if data {
-            self.check_rows(&shares, progress, &mut report)?;
+        if depth > Depth::Metadata {
+            self.check_rows(&shares, depth == Depth::Data, progress, &mut report)?;
         }
         Ok(report)
     }

@@ -44,7 +44,7 @@ mod upkeep;
 pub mod versions;
 
 pub use apply::Effects;
-pub use check::{CheckReport, Problem, Progress};
+pub use check::{CheckReport, Depth, Problem, Progress};
 pub use clean::{Candidate, Cleaned, CleanerThread, CleaningStatus, Intensity};
 pub use create::create;
 pub use damage::{LostChunk, LostRange};

@@ -463,6 +463,11 @@ impl Store {
         self.unmended.lock().extend(torn.iter().map(span));
     }
 
+    /// Whether there is anything that the next recovery mends if it may write.
+    pub(crate) fn has_unmended(&self) -> bool {
+        !self.unmended.lock().is_empty()
+    }
+
     /// Whether the next recovery that may write mends what stands at an offset of a slot.
     pub(crate) fn is_unmended(&self, place: Placement, offset: u32) -> bool {
         self.unmended.lock().iter().any(|(torn, span)| *torn == place && span.contains(&offset))

@@ -5,7 +5,7 @@ use crate::{devices, output};
 use aegisfs_base::units::format_size;
 use aegisfs_base::{SystemClock, SystemRng};
 use aegisfs_fs::{Fs, FsOptions};
-use aegisfs_store::StoreOptions;
+use aegisfs_store::{Depth, StoreOptions};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Checks a pool.
-pub(crate) fn run(named: &[PathBuf], as_json: bool) -> Result<ExitCode, Failure> {
-    let found = verify(&devices::resolve_all(named)?)?;
+pub(crate) fn run(named: &[PathBuf], shallow: bool, as_json: bool) -> Result<ExitCode, Failure> {
+    let depth = if shallow { Depth::Directories } else { Depth::Data };
+    let found = verify(&devices::resolve_all(named)?, depth)?;
     let clean = found["clean"].as_bool().unwrap_or(false);
     let mut lines: Vec<String> = found["problems"]
         .as_array()
@@ -46,7 +47,7 @@ pub(crate) fn run(named: &[PathBuf], as_json: bool) -> Result<ExitCode, Failure>
 }
 
 /// Verifies everything and says what was found.
-pub(crate) fn verify(named: &[PathBuf]) -> Result<Value, Failure> {
+pub(crate) fn verify(named: &[PathBuf], depth: Depth) -> Result<Value, Failure> {
     let members = devices::open_members(named, true)?;
     let (pool, opening) = devices::open_pool_on(&members, true, true)?;
     let device = &members[0].path;
@@ -81,7 +82,7 @@ pub(crate) fn verify(named: &[PathBuf]) -> Result<Value, Failure> {
     }
     let mut problems: Vec<String> = recovered.read_only.into_iter().collect();
     let mut told = Instant::now();
-    let report = store.check_and_tell(true, &mut |done, total| {
+    let report = store.check_and_tell(depth, &mut |done, total| {
         if told.elapsed() >= TELL_EVERY && done < total {
             told = Instant::now();
             output::tell(&format!("{}: read {done} of {total} segments", device.display()));

@@ -2,6 +2,7 @@
 
 use crate::cli::DamageCommand;
 use crate::commands::living;
+use crate::control::Client;
 use crate::failure::{Exit, Failure};
 use crate::output;
 use aegisfs_base::units::format_size;
@@ -10,6 +11,11 @@ use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether a search is done, and how often it is told how far it is.
+const LOOK: Duration = Duration::from_millis(50);
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Shows the damage of a mount, or looks for what mends it.
 pub(crate) fn run(command: &DamageCommand, as_json: bool) -> Result<ExitCode, Failure> {
@@ -26,8 +32,7 @@ pub(crate) fn run(command: &DamageCommand, as_json: bool) -> Result<ExitCode, Fa
             (answer, lines, is_left)
         }
         DamageCommand::Heal { from, mount } => {
-            let daemon = living(mount)?;
-            let answer = daemon.call("POST", &format!("/v1/damage/heal/{}", digits(from)?))?;
+            let answer = heal(&living(mount)?, &digits(from)?)?;
             let number = |key: &str| answer[key].as_u64().unwrap_or(0);
             let found = format!(
                 "{} of {} lost chunks are there again; {} files with {} were looked through",
@@ -45,6 +50,31 @@ pub(crate) fn run(command: &DamageCommand, as_json: bool) -> Result<ExitCode, Fa
     };
     output::print(as_json, answer, &lines);
     Ok(if is_left { Exit::Damage.into() } else { ExitCode::SUCCESS })
+}
+
+/// Has the daemon look, and tells how far it is meanwhile.
+fn heal(daemon: &Client, digits: &str) -> Result<Value, Failure> {
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| daemon.call_long("POST", &format!("/v1/damage/heal/{digits}")));
+        let mut told = Instant::now();
+        while !looking.is_finished() {
+            std::thread::sleep(LOOK);
+            if told.elapsed() < TELL_EVERY {
+                continue;
+            }
+            told = Instant::now();
+            if let Ok(now) = daemon.call("GET", "/v1/damage/heal")
+                && let (Some(files), Some(bytes)) = (now["files"].as_u64(), now["bytes"].as_u64())
+            {
+                let (healed, lost) = (&now["healed"], &now["lost"]);
+                let looked = format_size(bytes);
+                output::tell(&format!(
+                    "{files} files looked through, {looked}; {healed} of {lost} chunks found"
+                ));
+            }
+        }
+        looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// A path as the daemon finds it, wherever it runs.

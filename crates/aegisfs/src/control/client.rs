@@ -11,6 +11,8 @@ use std::time::Duration;
 /// Work that a command waits for may take long; a daemon that hangs must not hang the command for ever.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+const LONG_PATIENCE: Duration = Duration::from_secs(30 * 86_400);
+
 /// How it is doing a daemon says at once, if it can.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -35,6 +37,14 @@ impl Client {
     /// When it does not answer, or says why not.
     pub(crate) fn call(&self, method: &str, path: &str) -> Result<Value, Failure> {
         self.ask(method, path, PATIENCE)
+    }
+
+    /// The same for what may take days; whoever calls asks meanwhile how far it is.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub(crate) fn call_long(&self, method: &str, path: &str) -> Result<Value, Failure> {
+        self.ask(method, path, LONG_PATIENCE)
     }
 
     fn ask(&self, method: &str, path: &str, patience: Duration) -> Result<Value, Failure> {

@@ -55,6 +55,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn mended(&self) -> Result<Value, String>;
     /// Looks for the lost bytes in a file or tree.
     fn heal_from(&self, path: &Path) -> Result<Value, String>;
+    /// How far that is, if somebody does so.
+    fn healing(&self) -> Value;
     /// How each device is doing, and what it has done.
     fn disks(&self) -> Result<Value, String>;
     /// Asks every device whether it answers.
@@ -193,6 +195,7 @@ fn answer(stream: &UnixStream, service: &dyn Service) -> io::Result<()> {
         ("POST", path) if path.starts_with(SCRUB) => service.scrub(&path[SCRUB.len()..]).map(|()| json!({})),
         ("GET", "/v1/damage") => service.damage(),
         ("GET", "/v1/damage/mended") => service.mended(),
+        ("GET", "/v1/damage/heal") => Ok(service.healing()),
         ("POST", path) if path.starts_with(HEAL) => {
             bytes_of(&path[HEAL.len()..]).and_then(|path| service.heal_from(&path))
         }

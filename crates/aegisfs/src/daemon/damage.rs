@@ -2,7 +2,7 @@
 
 use crate::output;
 use aegisfs_format::value::Mended;
-use aegisfs_fs::{Fs, FsError, LostPart, Paths};
+use aegisfs_fs::{Fs, FsError, Healed, LostPart, Paths};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -70,11 +70,16 @@ pub(super) fn mended(fs: &Fs) -> Result<Value, FsError> {
 pub(super) fn heal(fs: &Fs, path: &Path) -> std::io::Result<Value> {
     let done = fs.heal_from(path)?;
     fs.sync().map_err(std::io::Error::other)?;
-    Ok(json!({
+    Ok(healed(&done))
+}
+
+/// What came of that, or has so far.
+pub(super) fn healed(done: &Healed) -> Value {
+    json!({
         "lost": done.lost,
         "healed": done.healed,
         "files": done.files,
         "bytes": done.bytes,
         "unreadable": done.unreadable,
-    }))
+    })
 }

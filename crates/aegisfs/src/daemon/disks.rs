@@ -1,9 +1,11 @@
 //! What the daemon answers about the devices of its pool, what it is told about them, and how it watches them.
 
 use super::smart;
+use crate::devices::{own_uuid, read_superblock};
 use crate::output;
 use aegisfs_base::DeviceIndex;
-use aegisfs_format::superblock::{DeviceEntry, Health};
+use aegisfs_device::{OpenOptions, ReopenableDevice};
+use aegisfs_format::superblock::{DeviceEntry, Health, Superblock};
 use aegisfs_format::value::DeviceCounts;
 use aegisfs_pool::{DeviceReport, DeviceSpeed, MemberState, Probe};
 use aegisfs_store::{Store, StoreError};
@@ -22,6 +24,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const LOOK_IDLE: Duration = Duration::from_secs(10);
 /// How often they are asked on purpose, if anybody used the pool since, and what they counted is stored.
 const PROBE_EVERY: Duration = Duration::from_secs(600);
+/// How often those are looked for that are missing.
+const MISSING_EVERY: Duration = Duration::from_secs(5);
 /// How often they are asked what they think of themselves.
 const SMART_EVERY: Duration = Duration::from_secs(3600);
 
@@ -192,6 +196,7 @@ fn watch(store: &Store, stop: &Stop) {
     let pool = store.pool();
     let (mut probed, mut used) = (Instant::now(), store.used_by_others());
     let mut smart_asked = None::<Instant>;
+    let (mut looked, mut refused) = (Instant::now(), BTreeMap::new());
     let mut told = BTreeMap::new();
     let mut calls = 0;
     loop {
@@ -208,6 +213,10 @@ fn watch(store: &Store, stop: &Stop) {
         }
         if let Err(error) = pool.settle_health() {
             tracing::error!(%error, "what devices are taken for could not be noted");
+        }
+        if looked.elapsed() >= MISSING_EVERY {
+            looked = Instant::now();
+            take_in(store, &mut refused);
         }
         if probed.elapsed() >= PROBE_EVERY {
             probed = Instant::now();
@@ -226,6 +235,33 @@ fn watch(store: &Store, stop: &Stop) {
         if smart_asked.is_none_or(|asked| asked.elapsed() >= SMART_EVERY) {
             smart_asked = Some(Instant::now());
             ask_smart(store, &mut told);
+        }
+    }
+}
+
+/// Takes devices in that were missing and are where they were seen last by now.
+fn take_in(store: &Store, told: &mut BTreeMap<u16, String>) {
+    let pool = store.pool();
+    if store.check_writable().is_err() {
+        return;
+    }
+    let superblock = pool.superblock();
+    for ((number, entry), state) in (0..).zip(&superblock.devices).zip(pool.member_states()) {
+        let path = path_of(entry);
+        let is_it = |block: &Superblock| block.pool == superblock.pool && own_uuid(block) == entry.uuid;
+        if state != MemberState::Missing || !read_superblock(&path).as_ref().is_some_and(is_it) {
+            continue;
+        }
+        let joined = ReopenableDevice::open(&path, &OpenOptions::default())
+            .map_err(|error| error.to_string())
+            .and_then(|device| pool.join(Arc::new(device)).map_err(|error| error.to_string()));
+        match joined {
+            Ok(_) => tracing::info!(device = number, path = %path.display(), "a device is there again"),
+            Err(reason) => {
+                if told.insert(number, reason.clone()).as_ref() != Some(&reason) {
+                    tracing::error!(device = number, reason, "a device is there again and cannot take part");
+                }
+            }
         }
     }
 }

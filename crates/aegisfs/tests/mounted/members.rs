@@ -41,6 +41,39 @@ pub(crate) fn sums(stage: &Stage) -> String {
 }
 
 #[test]
+fn who_was_missing_at_the_mount_comes_back_under_it() {
+    if !can_mount("who_was_missing_at_the_mount_comes_back_under_it") {
+        return;
+    }
+    let stage = Stage::empty();
+    let mnt = stage.mnt();
+    let paths = pool(&stage, &["a.img", "b.img", "c.img", "d.img"], &["--size", "300M"]);
+    must(AEGISFS, &["mount", &paths[0], &mnt]);
+    shell(&format!("dd if=/dev/urandom of={mnt}/before bs=1M count=30 status=none"));
+    must(AEGISFS, &["umount", &mnt]);
+    shell(&format!("mv {0} {0}.away", paths[2]));
+    must(AEGISFS, &["mount", &paths[0], &mnt]);
+    let (code, now) = status(&stage);
+    assert_eq!((code, states(&now)[2].as_str()), (3, "missing"), "{now}");
+    shell(&format!("dd if=/dev/urandom of={mnt}/while bs=1M count=30 status=none"));
+    must(AEGISFS, &["sync", &mnt]);
+    let expected = sums(&stage);
+    // Another device in its place is not taken for it.
+    shell(&format!("cp {} {}", paths[3], paths[2]));
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!(states(&status(&stage).1)[2], "missing");
+    shell(&format!("mv {0}.away {0}", paths[2]));
+    until_whole(&stage);
+    assert_eq!(sums(&stage), expected);
+    must(AEGISFS, &["umount", &mnt]);
+    // It has everything that it should: two others may be gone.
+    shell(&format!("mv {0} {0}.away; mv {1} {1}.away", paths[0], paths[1]));
+    must(AEGISFS, &["mount", "-o", "degraded", &paths[2], &mnt]);
+    assert_eq!(sums(&stage), expected);
+    must(AEGISFS, &["umount", &mnt]);
+}
+
+#[test]
 fn a_mirror_goes_on_alone_and_is_made_whole() {
     if !can_mount("a_mirror_goes_on_alone_and_is_made_whole") {
         return;

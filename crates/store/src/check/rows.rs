@@ -9,6 +9,7 @@ use crate::tables::Tables;
 use aegisfs_base::{ChunkId, SegmentId, Tally};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
+use aegisfs_format::value::{Segment, SegmentState};
 use aegisfs_pool::Placement;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -43,6 +44,7 @@ impl Store {
     pub(super) fn check_rows(
         &self,
         shares: &BTreeMap<SegmentId, Share>,
+        payloads: bool,
         progress: Progress<'_>,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
@@ -65,7 +67,8 @@ impl Store {
             }
             let mut slot = Slot::default();
             let living = Living::counted(share.chunks.clone(), share.rows);
-            self.walk_with(*id, segment, &living, &mut |seen| {
+            let before = report.problems.len();
+            self.walk_with(*id, segment, &living, payloads, &mut |seen| {
                 match seen {
                     Seen::Shard(shard) => {
                         report.problems.extend(slot.problems(*id));
@@ -82,7 +85,8 @@ impl Store {
                         if self.is_unmended(slot.place, cell.slot_offset) {
                             cell.problem = None;
                         }
-                        report.bytes_verified += slot.note(&cell, &mut sound);
+                        let bytes = slot.note(&cell, &mut sound);
+                        report.bytes_verified += if payloads { bytes } else { 0 };
                     }
                     Seen::Gap(gap) if self.is_unmended(slot.place, gap.slot_offset) => {}
                     Seen::Gap(gap) => slot.gaps.push(format!("at {}: {}", gap.slot_offset, gap.reason)),
@@ -91,9 +95,29 @@ impl Store {
                 ControlFlow::Continue(())
             })?;
             report.problems.extend(slot.problems(*id));
+            if payloads && segment.shards.0 > 1 && report.problems.len() == before {
+                report.problems.extend(self.wrong_parity(*id, segment)?);
+            }
         }
         progress(total, total);
         self.check_again(&sound, &copies, report)
+    }
+
+    /// What is wrong with cells of which each verifies by itself, compared with the others of their rows.
+    fn wrong_parity(&self, id: SegmentId, segment: &Segment) -> Result<Option<Problem>, StoreError> {
+        // What recovery would mend first differs, of course.
+        if segment.state != SegmentState::Sealed || self.has_unmended() {
+            return Ok(None);
+        }
+        let data = segment.shards.0;
+        let parity = &segment.placements[usize::from(data)..];
+        let is_parity = |place: Placement| parity.contains(&place) && self.pool.readable(place);
+        let goes_on = |_, _| ControlFlow::Continue(());
+        let found = self.compare_cells(id, segment, &is_parity, false, &goes_on)?;
+        let wrong = found.map_or(0, |found| found.damaged);
+        let reason = format!("{wrong} cells of parity are not those of the data in their rows");
+        let device = parity.first().map_or(0, |place| place.0.0);
+        Ok((wrong > 0).then_some(Problem::DamagedRow { segment: id, device, reason }))
     }
 
     /// Reads those chunks as files do that were not sound wherever they should be.

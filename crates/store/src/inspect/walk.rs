@@ -20,6 +20,9 @@ use aegisfs_pool::Placement;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+/// Where only directories are read, most of them are shorter.
+const DIRECTORY_BYTES: usize = 64 << 10;
+
 /// What a walk through a segment comes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -163,15 +166,17 @@ impl Store {
         segment: &Segment,
         visit: &mut dyn FnMut(Seen) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        self.walk_with(id, segment, &Living::of(self, id)?, visit)
+        self.walk_with(id, segment, &Living::of(self, id)?, true, visit)
     }
 
-    /// The same for whoever knows the living.
+    /// The same for whoever knows the living. With `payloads` off only headers and directories are read, and a chunk is taken
+    /// for sound that a directory names.
     pub(crate) fn walk_with(
         &self,
         id: SegmentId,
         segment: &Segment,
         living: &Living,
+        payloads: bool,
         visit: &mut dyn FnMut(Seen) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         let rows = living.rows.max(segment.rows);
@@ -181,6 +186,7 @@ impl Store {
                 id,
                 segment,
                 living,
+                payloads,
                 rows,
                 number: number as u8,
                 place: *place,
@@ -200,6 +206,7 @@ struct Walk<'a> {
     id: SegmentId,
     segment: &'a Segment,
     living: &'a Living,
+    payloads: bool,
     /// Rows that there should be at least.
     rows: u32,
     number: u8,
@@ -306,9 +313,23 @@ impl Walk<'_> {
                 false => Err(FormatError::Short { what: "cell" }),
             })
             .map_err(nothing)?;
-        bytes.resize(total, 0);
-        read(&mut bytes)?;
-        let cell = Cell::decode_head(&bytes).map_err(nothing)?;
+        let mut cell = None;
+        if !self.payloads {
+            cell = Cell::decode_head(&bytes).ok();
+            if cell.is_none() && total > DIRECTORY_BYTES {
+                bytes.resize(DIRECTORY_BYTES, 0);
+                read(&mut bytes)?;
+                cell = Cell::decode_head(&bytes).ok();
+            }
+        }
+        let cell = match cell {
+            Some(cell) => cell,
+            None => {
+                bytes.resize(total, 0);
+                read(&mut bytes)?;
+                Cell::decode_head(&bytes).map_err(nothing)?
+            }
+        };
         if cell.place.segment == self.id && cell.place.slot_offset == offset {
             return Ok((cell, bytes));
         }
@@ -318,9 +339,9 @@ impl Walk<'_> {
 
     fn describe(&mut self, cell: &Cell, bytes: &[u8]) -> Result<CellSeen, StoreError> {
         let start = cell.payload_start as usize;
-        let payload = &bytes[start..start + cell.payload_bytes as usize];
-        let copies = cell.place.shards.0 == 1;
-        let problem = if sum128(payload) != cell.payload_sum {
+        let payload = bytes.get(start..start + cell.payload_bytes as usize).filter(|_| self.payloads);
+        let copies = cell.place.shards.0 == 1 && self.payloads;
+        let problem = if payload.is_some_and(|payload| sum128(payload) != cell.payload_sum) {
             Some("cell payload: checksum mismatch".to_owned())
         } else if copies && cell::row_sum([(cell.row.shapes[0], bytes)].into_iter()) != cell.row.sum {
             Some("cell: its row's checksum does not match".to_owned())
@@ -334,7 +355,7 @@ impl Walk<'_> {
         for entry in &cell.chunks {
             let references = self.references(cell, entry)?;
             self.found += u64::from(references > 0);
-            let problem = frame.verify(entry, payload).err();
+            let problem = payload.and_then(|payload| frame.verify(entry, payload).err());
             chunks.push(ChunkSeen { entry: *entry, references, problem });
         }
         Ok(CellSeen {

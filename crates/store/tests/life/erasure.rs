@@ -2,10 +2,11 @@
 
 use super::scrubbing::{rot, scrub};
 use super::{noise, options, read, write};
+use aegisfs_base::sabotage::{self, Edge};
 use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
 use aegisfs_device::{AlignedBuffer, Device, MemoryDevice};
 use aegisfs_pool::{CreateOptions, MemberState, OpenOptions, Pool, Redundancy};
-use aegisfs_store::{Store, StoreError, create, open};
+use aegisfs_store::{Depth, Store, StoreError, create, open};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -289,6 +290,61 @@ fn a_scrub_mends_what_is_bad_here_and_there_in_many_cells() {
     let second = scrub(&store, true).counts;
     assert_eq!((second.damaged, second.lost), (0, 0), "{second:?}");
     assert_holds(&store, &contents);
+}
+
+/// Every cell verifies by itself, and yet the parity is not that of the data.
+#[test]
+fn a_check_compares_parity_with_the_data_that_it_is_of() {
+    let rng = SeededRng::new(89);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    fill(&store, 10, &rng);
+    store.close().unwrap();
+    drop(store);
+    let store = mount(&devices, &rng);
+    assert_eq!(store.check(true).unwrap().problems, []);
+    sabotage::without(Edge::ParityMade, || {
+        fill(&store, 100, &rng);
+        store.close().unwrap();
+    });
+    let problems = store.check(true).unwrap().problems;
+    assert!(
+        !problems.is_empty() && problems.iter().all(|problem| problem.to_string().contains("parity")),
+        "{problems:?}"
+    );
+    assert_eq!(store.check(false).unwrap().problems, []);
+}
+
+/// Headers and directories tell what is there; what they tell of is not read.
+#[test]
+fn a_shallow_check_finds_what_is_gone_and_reads_little() {
+    let rng = SeededRng::new(90);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    fill(&store, 10, &rng);
+    store.close().unwrap();
+    let shallow = || store.check_and_tell(Depth::Directories, &mut |_, _| {}).unwrap();
+    let read = || store.pool().device_reports().iter().map(|report| report.counts.read_bytes).sum::<u64>();
+    let before = read();
+    assert_eq!(shallow().problems, []);
+    let light = read() - before;
+    assert_eq!(store.check(true).unwrap().problems, []);
+    let deep = read() - before - light;
+    assert!(light * 5 < deep, "{light} and {deep} bytes");
+    let mut coded = Vec::new();
+    let mut note = |_, segment: aegisfs_format::value::Segment| {
+        coded.extend((segment.shards.0 == 4).then(|| segment.placements[1]));
+        ControlFlow::Continue(())
+    };
+    store.each_segment(&mut note).unwrap();
+    // Rotten payload is for a deeper one; cells that are gone are not.
+    let noise = AlignedBuffer::zeroed(4096);
+    store.pool().write_slot(coded[0], 4096 + 8192, &noise).unwrap();
+    assert_eq!(shallow().problems, []);
+    assert_ne!(store.check(true).unwrap().problems, []);
+    let gone = AlignedBuffer::zeroed(store.pool().slot_bytes() as usize);
+    store.pool().write_slot(coded[0], 0, &gone).unwrap();
+    assert_ne!(shallow().problems, []);
 }
 
 #[test]

@@ -38,6 +38,40 @@ fn assert_holds(store: &Store, contents: &[(InodeId, Vec<u8>)]) {
     assert_eq!(store.check(true).unwrap().problems, []);
 }
 
+/// Who was missing when the pool was opened is taken in under it, and brought up to date; nobody else is.
+#[test]
+fn who_was_missing_is_taken_in_later() {
+    let rng = SeededRng::new(77);
+    let devices = format(&["a", "b", "c"], 2, &rng);
+    let [a, b, c] = [&devices[0], &devices[1], &devices[2]];
+    drop(mount(&[a, b, c], &rng).unwrap());
+    let other = format(&["x", "y"], 1, &rng);
+    // Written to alone, while the others know nothing of it.
+    let apart = Arc::new(c.snapshot());
+    let alone = mount(&[&apart], &rng).unwrap();
+    write(&alone, InodeId(5), b"alone").unwrap();
+    alone.close().unwrap();
+    drop(alone);
+    let store = mount(&[a, b], &rng).unwrap();
+    let contents = [(InodeId(10), noise(&rng, 3 << 20))];
+    write(&store, contents[0].0, &contents[0].1).unwrap();
+    store.sync().unwrap();
+    let join = |device: &Arc<MemoryDevice>| store.pool().join(Arc::clone(device) as Arc<dyn Device>);
+    assert!(matches!(join(&other[0]), Err(PoolError::ForeignPool { .. })));
+    assert!(matches!(join(a), Err(PoolError::SameMember { .. })));
+    assert!(matches!(join(&apart), Err(PoolError::Split { .. })));
+    assert_eq!(store.pool().member_states()[2], MemberState::Missing);
+    assert_eq!(join(c).unwrap().0, 2);
+    assert_eq!(store.pool().member_states()[2], MemberState::Out);
+    assert!(matches!(join(c), Err(PoolError::SameMember { .. })));
+    let done = store.bring_back(&|| true).unwrap();
+    assert!(done.len() == 1 && done[0].device.0 == 2, "{done:?}");
+    assert_whole(&store, &contents);
+    store.close().unwrap();
+    drop(store);
+    assert_holds(&mount(&[c], &rng).unwrap(), &contents);
+}
+
 /// With hardly any room: what was written with one copy takes another one's room only once it is moved.
 #[test]
 fn a_nearly_full_mirror_is_made_whole() {
