@@ -79,7 +79,9 @@ impl Daemon {
             "settings": self.settings.describe(),
         });
         output::put_path(&mut answer, "device", &self.members[0]);
-        output::put_paths(&mut answer, "devices", self.members.iter().map(PathBuf::as_path));
+        let joined = members::joined(&self.store, &self.members);
+        let members = self.members.iter().chain(&joined);
+        output::put_paths(&mut answer, "devices", members.map(PathBuf::as_path));
         output::put_path(&mut answer, "mount", &self.mount);
         output::put_path(&mut answer, "log", &self.log);
         if let Some(file) = self.settings.file() {

@@ -15,7 +15,7 @@ use aegisfs_format::key::{Table, prefix_end};
 use aegisfs_format::op::{NewRef, Op};
 use aegisfs_format::value::{Inode, wrap};
 use aegisfs_pool::Redundancy;
-use aegisfs_store::{Reencoder, Store, StoreError, Tables};
+use aegisfs_store::{Reencoder, Reservation, Store, StoreError, Tables};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -36,7 +36,7 @@ const PASSES_MAX: u32 = 8;
 const SPARE_BYTES: u64 = 4 << 20;
 /// How long it waits before it tries again what failed: at first, and at most where that keeps failing.
 const AGAIN: Duration = Duration::from_secs(30);
-const AGAIN_MAX: Duration = Duration::from_secs(3600);
+const AGAIN_MAX: Duration = Duration::from_secs(86_400);
 const DIRECTORY: u8 = 4;
 const REGULAR: u8 = 8;
 
@@ -174,16 +174,17 @@ impl Fs {
             None => !inode.own_policy && inode.policy != policy,
             Some(own) => (inode.policy, inode.own_policy) != (policy, own),
         };
-        let mut room = None;
+        // Something to spare for who writes meanwhile, once that has happened.
+        let mut spare = 0;
         loop {
+            let mut room = None;
             if changes(&node.state.read().inode) {
                 // What was promised room by the old one takes it.
                 self.flush_node(node)?;
-                let wanted = node.state.read().worst_case_bytes_with(&self.store, policy);
-                // With something to spare for who writes meanwhile, if there is room for that.
-                let spare = self.store.worst_case_bytes(SPARE_BYTES, 1, policy);
-                let with_spare = self.store.reserve_stored(wanted + spare, 0, policy);
-                room = Some(with_spare.or_else(|_| self.store.reserve_stored(wanted, 0, policy))?);
+                let wanted = node.state.read().worst_case_bytes_with(&self.store, policy) + spare;
+                if wanted > 0 {
+                    room = Some(self.reserve_stored(wanted, 0, policy)?);
+                }
             }
             // Nothing is on its way to the store by the old one any more once this returns.
             let _flushing = node.flushing.lock();
@@ -195,8 +196,8 @@ impl Fs {
             let has_changed = changes(&before);
             if has_changed {
                 let wanted = state.worst_case_bytes_with(&self.store, policy);
-                if room.as_ref().is_none_or(|room| room.bytes() < wanted) {
-                    // Somebody has written more meanwhile.
+                if room.as_ref().map_or(0, Reservation::bytes) < wanted {
+                    spare = self.store.worst_case_bytes(SPARE_BYTES, 1, policy);
                     continue;
                 }
                 (state.inode.policy, state.inode.own_policy) = (policy, own.unwrap_or(false));

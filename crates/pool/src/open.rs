@@ -8,7 +8,7 @@ use crate::superblocks::{self, Found};
 use aegisfs_base::{DeviceIndex, Incarnation, Rng, Uuid};
 use aegisfs_device::Device;
 use aegisfs_format::layout::DeviceLayout;
-use aegisfs_format::superblock::{INCARNATIONS_KEPT, Membership, Superblock};
+use aegisfs_format::superblock::{DeviceEntry, INCARNATIONS_KEPT, Membership, Superblock};
 use std::sync::Arc;
 
 /// How to open a pool.
@@ -138,16 +138,36 @@ impl Pool {
             let (first, second) = (member.device.describe(), device.describe());
             return Err(PoolError::SameMember { first, second, uuid: own_uuid(&found) });
         }
-        if !related(&found, ours) || calls_out(&found, ours) && !left_behind(ours, &found) {
-            let first = self.present().next().map_or_else(String::new, |member| member.device.describe());
-            return Err(PoolError::Split { first, second: device.describe() });
-        }
+        self.refuse_apart(ours, &found, &device.describe())?;
         let path = device.describe().into_bytes();
         let (index, member) = admit(device, &found, ours)?;
         assert!(!member.counted(), "whoever is missing is called out");
         state.superblock.devices[index].path = path;
         let _ = self.members[index].set(member);
         Ok(DeviceIndex(index as u16))
+    }
+
+    /// Refuses a device that was written to without those that take part.
+    pub(crate) fn refuse_apart(
+        &self,
+        ours: &Superblock,
+        found: &Superblock,
+        name: &str,
+    ) -> Result<(), PoolError> {
+        if !calls_itself_in(found) {
+            return Ok(());
+        }
+        let mut counted = ours.devices.iter().filter(|entry| entry.membership == Membership::In);
+        let is_out = |entry: &DeviceEntry| {
+            find(found, entry.uuid).is_none_or(|index| found.devices[index].membership != Membership::In)
+        };
+        let deserted = counted.all(is_out);
+        if related(found, ours) && (!deserted || left_behind(ours, found)) {
+            return Ok(());
+        }
+        let first = self.present().find(|member| member.counted());
+        let first = first.map_or_else(String::new, |member| member.device.describe());
+        Err(PoolError::Split { first, second: name.to_owned() })
     }
 
     /// Whether a device belongs to a pool that this program can read, whoever else does.
@@ -207,18 +227,18 @@ fn choose(found: &[(Arc<dyn Device>, Found)]) -> Result<usize, PoolError> {
                     uuid: own_uuid(this),
                 });
             }
-            // Of two that call each other out one may have been left behind, by a third that the other one joined later.
+            // Of two that call each other out one may have been left behind, by a third that the other one joined later. Who calls
+            // itself out was about to come back, and had no life of its own.
             let apart = calls_out(this, that)
                 && calls_out(that, this)
                 && !left_behind(this, that)
                 && !left_behind(that, this);
-            if !related(this, that) || apart {
+            let both_lived = calls_itself_in(this) && calls_itself_in(that);
+            if both_lived && (!related(this, that) || apart) {
                 return Err(PoolError::Split { first: earlier.describe(), second: device.describe() });
             }
         }
     }
-    let calls_itself_in =
-        |block: &Superblock| block.devices[usize::from(block.device.0)].membership == Membership::In;
     // Of two of the same age, one was cut off while it was written; the one that went on without the other
     // calls it out.
     let age = |block: &Superblock| {
@@ -233,6 +253,11 @@ fn choose(found: &[(Arc<dyn Device>, Found)]) -> Result<usize, PoolError> {
             let names = format!("whoever went on without {}", names.join(", "));
             PoolError::TooFew { present: 0, total: found.len(), spare: 0, names }
         })
+}
+
+/// Whether a superblock says of its own device that it takes part.
+fn calls_itself_in(block: &Superblock) -> bool {
+    block.devices[usize::from(block.device.0)].membership == Membership::In
 }
 
 /// Whether one of two superblocks is the other's past.

@@ -55,6 +55,9 @@ impl Pool {
             superblocks::read_newest(device).is_ok_and(|found| own_uuid(&found.superblock) == uuid)
         };
         member.device.reopen(&is_it)?;
+        // Somebody may have written to it meanwhile.
+        let found = superblocks::read_newest(&*member.device)?.superblock;
+        self.refuse_apart(&self.superblock(), &found, &member.device.describe())?;
         match self.probe(device)?.problem {
             None => Ok(()),
             Some(problem) => {

@@ -6,8 +6,8 @@
 use crate::StoreError;
 use crate::sound_row::{SoundRow, next_row};
 use crate::store::Store;
-use aegisfs_base::SegmentId;
 use aegisfs_base::limits::BLOCK_BYTES;
+use aegisfs_base::{DeviceIndex, RowIndex, SegmentId};
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::slot::SLOT_HEADER_BYTES;
 use aegisfs_format::value::Segment;
@@ -33,6 +33,21 @@ pub(crate) struct Compared {
     pub(crate) lost: u64,
     /// Chunks in such rows that can be read all the same, though not as rows: they should be elsewhere.
     pub(crate) stranded: u64,
+    /// On which device the first of those cells was.
+    pub(crate) first: Option<DeviceIndex>,
+}
+
+/// Which cells of a segment are compared: in which slots, and of which rows.
+pub(crate) struct Wanted<'a> {
+    pub(crate) place: &'a dyn Fn(Placement) -> bool,
+    pub(crate) row: &'a dyn Fn(RowIndex) -> bool,
+}
+
+impl<'a> Wanted<'a> {
+    /// All rows in some of the slots.
+    pub(crate) fn in_slots(place: &'a dyn Fn(Placement) -> bool) -> Self {
+        Self { place, row: &|_| true }
+    }
 }
 
 /// Told after each step how many bytes were read or moved and how long that took; says whether to go on, and takes its time.
@@ -45,12 +60,14 @@ impl Store {
         &self,
         id: SegmentId,
         segment: &Segment,
-        wanted: &dyn Fn(Placement) -> bool,
+        wanted: &Wanted<'_>,
         mends: bool,
         pace: &Pace<'_>,
     ) -> Result<Option<Compared>, StoreError> {
-        let places: Vec<(u8, Placement)> =
-            (0..).zip(segment.placements.iter().copied()).filter(|(_, place)| wanted(*place)).collect();
+        let places: Vec<(u8, Placement)> = (0..)
+            .zip(segment.placements.iter().copied())
+            .filter(|(_, place)| (wanted.place)(*place))
+            .collect();
         let mut found = Compared::default();
         if !self.compare_headers(id, segment, &places, mends, &mut found)? {
             return Ok(None);
@@ -68,7 +85,8 @@ impl Store {
             };
             gaps.extend(gap.take().map(|start| start..offset));
             let cell_bytes = u64::from(row.head.cell_bytes);
-            for (number, place) in &places {
+            let is_wanted = (wanted.row)(row.place.row);
+            for (number, place) in places.iter().filter(|_| is_wanted) {
                 found.cells += 1;
                 found.bytes += cell_bytes;
                 if row.has_read(*number) {
@@ -79,7 +97,9 @@ impl Store {
                     continue;
                 }
                 found.damaged += 1;
-                self.pool.note_damage(place.0, 1);
+                found.first = found.first.or(Some(place.0));
+                // Where nobody counted the rows, one may have been on its way in a crash, and nobody was told of it.
+                self.pool.note_damage(place.0, u64::from(segment.end > 0));
                 if mends {
                     let write = || Ok(self.pool.write_slot(*place, u64::from(offset), &right)?);
                     if !self.while_there(id, write)? {

@@ -13,6 +13,7 @@
 
 use crate::StoreError;
 use crate::clean::{Cleaned, Moved};
+use crate::mend::Wanted;
 use crate::stop::Stop;
 use crate::store::Store;
 use crate::tables::Tables;
@@ -176,7 +177,8 @@ impl Store {
         let Some(segment) = self.read_segment(id)? else { return Ok(0) };
         let pace = |_, _| if goes_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
         // One that is gone meanwhile needs nothing; whether it was told to stop is asked next.
-        let found = self.compare_cells(id, &segment, &|place| place.0 == device, true, &pace)?;
+        let found =
+            self.compare_cells(id, &segment, &Wanted::in_slots(&|place| place.0 == device), true, &pace)?;
         if found.is_some_and(|found| found.stranded > 0) {
             self.move_segment(id, &mut Cleaned::default())?;
         }

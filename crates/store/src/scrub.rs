@@ -13,7 +13,7 @@ mod schedule;
 use crate::StoreError;
 use crate::clean::Cleaned;
 use crate::create::DEDUP;
-use crate::mend::Compared;
+use crate::mend::{Compared, Wanted};
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::{BranchId, SegmentId};
@@ -238,7 +238,7 @@ impl Store {
         }
         let readable = |place| self.pool.readable(place);
         let pace = |bytes, took| pacer.pace(bytes, took);
-        let found = self.compare_cells(id, segment, &readable, scrub.repairs, &pace)?;
+        let found = self.compare_cells(id, segment, &Wanted::in_slots(&readable), scrub.repairs, &pace)?;
         let Some(Compared { cells, bytes, damaged, repaired, lost, stranded, .. }) = found else {
             // It is begun again, if it is still there.
             return Ok(self.read_segment(id)?.is_none());

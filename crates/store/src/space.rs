@@ -299,8 +299,9 @@ impl Store {
                 self.checkpoint()?;
                 continue;
             }
-            // Or it is what is left of segments to which others append.
-            if !sealed && self.has_policies() {
+            // Or it is what is left of segments to which others append, if nothing of that is promised.
+            let is_promised = || self.space.promised.load(Ordering::Acquire) > 0;
+            if !sealed && self.has_policies() && !is_promised() {
                 sealed = true;
                 self.seal_segments_of_others(policy)?;
             }

@@ -1,7 +1,7 @@
 //! What the daemon answers about the devices of its pool, what it is told about them, and how it watches them.
 
 use super::smart;
-use crate::devices::{own_uuid, read_superblock};
+use crate::devices::{own_uuid, read_superblock, remember};
 use crate::output;
 use aegisfs_base::DeviceIndex;
 use aegisfs_device::{OpenOptions, ReopenableDevice};
@@ -240,7 +240,7 @@ fn watch(store: &Store, stop: &Stop) {
 }
 
 /// Takes devices in that were missing and are where they were seen last by now.
-fn take_in(store: &Store, told: &mut BTreeMap<u16, String>) {
+fn take_in(store: &Store, refused: &mut BTreeMap<u16, Superblock>) {
     let pool = store.pool();
     if store.check_writable().is_err() {
         return;
@@ -249,18 +249,22 @@ fn take_in(store: &Store, told: &mut BTreeMap<u16, String>) {
     for ((number, entry), state) in (0..).zip(&superblock.devices).zip(pool.member_states()) {
         let path = path_of(entry);
         let is_it = |block: &Superblock| block.pool == superblock.pool && own_uuid(block) == entry.uuid;
-        if state != MemberState::Missing || !read_superblock(&path).as_ref().is_some_and(is_it) {
+        let block = (state == MemberState::Missing).then(|| read_superblock(&path)).flatten();
+        // One that was refused is left alone until something else stands on it.
+        let Some(block) = block.filter(is_it).filter(|block| refused.get(&number) != Some(block)) else {
             continue;
-        }
+        };
         let joined = ReopenableDevice::open(&path, &OpenOptions::default())
             .map_err(|error| error.to_string())
             .and_then(|device| pool.join(Arc::new(device)).map_err(|error| error.to_string()));
         match joined {
-            Ok(_) => tracing::info!(device = number, path = %path.display(), "a device is there again"),
+            Ok(_) => {
+                tracing::info!(device = number, path = %path.display(), "a device is there again");
+                remember(&path);
+            }
             Err(reason) => {
-                if told.insert(number, reason.clone()).as_ref() != Some(&reason) {
-                    tracing::error!(device = number, reason, "a device is there again and cannot take part");
-                }
+                tracing::error!(device = number, reason, "a device is there again and cannot take part");
+                refused.insert(number, block);
             }
         }
     }

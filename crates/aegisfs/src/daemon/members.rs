@@ -7,7 +7,16 @@ use aegisfs_store::Store;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Where devices are that came after the mount.
+pub(super) fn joined(store: &Store, mounted: &[PathBuf]) -> Vec<PathBuf> {
+    let pool = store.pool();
+    let devices = pool.superblock().devices;
+    let there = devices.iter().zip(pool.member_states()).filter(|(_, state)| *state != MemberState::Missing);
+    let paths = there.map(|(entry, _)| Path::new(OsStr::from_bytes(&entry.path)).to_owned());
+    paths.filter(|path| !mounted.contains(path)).collect()
+}
 
 /// Puts the members and whether any of them does not take part into an answer.
 pub(super) fn describe(store: &Store, answer: &mut Value) {

@@ -34,6 +34,12 @@ fn six_devices_rot_and_are_lost_as_far_as_the_code_carries() {
     shell(&format!(
         "cp -r /usr/share/common-licenses {mnt}/tree; dd if=/dev/urandom of={mnt}/noise bs=1M count=150 status=none"
     ));
+    // A tebibyte of hole takes no room here either.
+    shell(&format!(
+        "truncate -s 1T {mnt}/hole; echo end >> {mnt}/hole; cmp -n 4096 {mnt}/hole /dev/zero; \
+         test $(du -k {mnt}/hole | cut -f1) -le 8; test $(stat -c %s {mnt}/hole) = $((1024 ** 4 + 4)); \
+         tail -c 4 {mnt}/hole | grep -q end; rm {mnt}/hole"
+    ));
     must(AEGISFS, &["sync", &mnt]);
     let expected = sums(&stage);
     must(AEGISFS, &["umount", &mnt]);

@@ -178,7 +178,7 @@ impl Fs {
     }
 
     /// The same for so many bytes on the devices.
-    pub(super) fn reserve_stored(
+    pub(crate) fn reserve_stored(
         &self,
         bytes: u64,
         leave: u64,

@@ -3,6 +3,7 @@
 use super::{CheckReport, Problem, Progress, chunk_of};
 use crate::StoreError;
 use crate::inspect::{CellSeen, Living, Seen};
+use crate::mend::Wanted;
 use crate::read::{Layout, Wait};
 use crate::store::Store;
 use crate::tables::Tables;
@@ -96,15 +97,21 @@ impl Store {
             })?;
             report.problems.extend(slot.problems(*id));
             if payloads && segment.shards.0 > 1 && report.problems.len() == before {
-                report.problems.extend(self.wrong_parity(*id, segment)?);
+                report.problems.extend(self.wrong_parity(*id, segment, &share.living)?);
             }
         }
         progress(total, total);
         self.check_again(&sound, &copies, report)
     }
 
-    /// What is wrong with cells of which each verifies by itself, compared with the others of their rows.
-    fn wrong_parity(&self, id: SegmentId, segment: &Segment) -> Result<Option<Problem>, StoreError> {
+    /// What is wrong with cells of parity of which each verifies by itself, compared with the data of their rows. Only rows count
+    /// that files refer to: of others not all may have arrived before a crash.
+    fn wrong_parity(
+        &self,
+        id: SegmentId,
+        segment: &Segment,
+        living: &BTreeSet<u32>,
+    ) -> Result<Option<Problem>, StoreError> {
         // What recovery would mend first differs, of course.
         if segment.state != SegmentState::Sealed || self.has_unmended() {
             return Ok(None);
@@ -113,10 +120,11 @@ impl Store {
         let parity = &segment.placements[usize::from(data)..];
         let is_parity = |place: Placement| parity.contains(&place) && self.pool.readable(place);
         let goes_on = |_, _| ControlFlow::Continue(());
-        let found = self.compare_cells(id, segment, &is_parity, false, &goes_on)?;
-        let wrong = found.map_or(0, |found| found.damaged);
+        let wanted = Wanted { place: &is_parity, row: &|row| living.contains(&row.0) };
+        let found = self.compare_cells(id, segment, &wanted, false, &goes_on)?.unwrap_or_default();
+        let wrong = found.damaged;
         let reason = format!("{wrong} cells of parity are not those of the data in their rows");
-        let device = parity.first().map_or(0, |place| place.0.0);
+        let device = found.first.map_or(0, |device| device.0);
         Ok((wrong > 0).then_some(Problem::DamagedRow { segment: id, device, reason }))
     }
 

@@ -315,6 +315,27 @@ fn a_check_compares_parity_with_the_data_that_it_is_of() {
     assert_eq!(store.check(false).unwrap().problems, []);
 }
 
+/// What was on its way in a crash, and nobody was told of, is no damage, whatever of it has arrived.
+#[test]
+fn a_row_that_was_on_its_way_in_a_crash_is_no_damage() {
+    let rng = SeededRng::new(91);
+    let devices = format(&[64; 6], FOUR_AND_TWO, &rng);
+    let store = mount(&devices, &rng);
+    fill(&store, 10, &rng);
+    let data = noise(&rng, 400_000);
+    let pieces = [aegisfs_store::Piece::new(0, 0, &data)];
+    // Without parity, and without anybody who refers to it.
+    sabotage::without(Edge::ParityMade, || {
+        drop(store.ingest(1, &pieces, aegisfs_base::PolicyId(0), true).unwrap());
+    });
+    fill(&store, 100, &rng);
+    drop(store);
+    let store = mount(&devices, &rng);
+    assert_eq!(store.check(true).unwrap().problems, []);
+    store.close().unwrap();
+    assert_eq!(store.check(true).unwrap().problems, []);
+}
+
 /// Headers and directories tell what is there; what they tell of is not read.
 #[test]
 fn a_shallow_check_finds_what_is_gone_and_reads_little() {

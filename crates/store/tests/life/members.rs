@@ -1,8 +1,9 @@
 //! Members that were away, in pools of any shape: who is taken for what, and what they hold in the end.
 
 use super::{noise, options, read, write};
-use aegisfs_base::{InodeId, ManualClock, Rng, SeededRng};
+use aegisfs_base::{DeviceIndex, InodeId, ManualClock, Rng, SeededRng};
 use aegisfs_device::{Device, MemoryDevice};
+use aegisfs_format::superblock::Health;
 use aegisfs_pool::{CreateOptions, MemberState, OpenOptions, Pool, PoolError, Redundancy};
 use aegisfs_store::{Store, create, open};
 use std::sync::Arc;
@@ -70,6 +71,69 @@ fn who_was_missing_is_taken_in_later() {
     store.close().unwrap();
     drop(store);
     assert_holds(&mount(&[c], &rng).unwrap(), &contents);
+}
+
+/// A return that is cut short leaves a device that calls itself out: it is no other half, whoever comes back before it does.
+#[test]
+fn whose_return_was_cut_short_is_no_other_half() {
+    let rng = SeededRng::new(78);
+    let devices = format(&["a", "b", "c"], 2, &rng);
+    let [a, b, c] = [&devices[0], &devices[1], &devices[2]];
+    drop(mount(&[a, b, c], &rng).unwrap());
+    let contents = [(InodeId(10), noise(&rng, 1 << 20))];
+    let store = mount(&[a], &rng).unwrap();
+    write(&store, contents[0].0, &contents[0].1).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let store = mount(&[a, b], &rng).unwrap();
+    store.pool().begin_return(store.pool().stale_members()[0]).unwrap();
+    drop(store);
+    let store = mount(&[a, c], &rng).unwrap();
+    store.bring_back(&|| true).unwrap();
+    store.close().unwrap();
+    drop(store);
+    // As a later one under a mount, and with all from the beginning.
+    let store = mount(&[a, c], &rng).unwrap();
+    assert_eq!(store.pool().join(Arc::clone(b) as Arc<dyn Device>).unwrap().0, 1);
+    drop(store);
+    let store = mount(&[a, b, c], &rng).unwrap();
+    store.bring_back(&|| true).unwrap();
+    assert_whole(&store, &contents);
+    store.close().unwrap();
+    drop(store);
+    assert_holds(&mount(&[b], &rng).unwrap(), &contents);
+}
+
+/// What was written to a device while it was away from its mount is not written over when it is there again.
+#[test]
+fn who_was_written_to_apart_meanwhile_is_not_brought_back() {
+    let rng = SeededRng::new(79);
+    let devices = format(&["a", "b"], 1, &rng);
+    let [a, b] = [&devices[0], &devices[1]];
+    let store = mount(&[a, b], &rng).unwrap();
+    write(&store, InodeId(10), &noise(&rng, 100_000)).unwrap();
+    store.sync().unwrap();
+    let second = DeviceIndex(1);
+    // Pulled out, so that it does not hear that the other goes on without it.
+    let pulled = Arc::new(b.snapshot());
+    store.pool().set_health(second, Health::Failed).unwrap();
+    write(&store, InodeId(11), b"without it").unwrap();
+    store.sync().unwrap();
+    let apart = mount(&[&pulled], &rng).unwrap();
+    write(&apart, InodeId(12), b"apart").unwrap();
+    apart.close().unwrap();
+    drop(apart);
+    let mut bytes = vec![0; 1 << 20];
+    for at in (0..b.bytes()).step_by(bytes.len()) {
+        pulled.read_at(at, &mut bytes).unwrap();
+        b.write_at(at, &bytes).unwrap();
+    }
+    store.pool().set_health(second, Health::Healthy).unwrap();
+    let refused = store.bring_back(&|| true).unwrap_err().to_string();
+    assert!(refused.contains("written to without the other"), "{refused}");
+    assert_eq!(store.pool().member_states()[1], MemberState::Out);
+    drop(store);
+    assert_eq!(read(&mount(&[b], &rng).unwrap(), InodeId(12)), b"apart");
 }
 
 /// With hardly any room: what was written with one copy takes another one's room only once it is moved.
