@@ -71,7 +71,7 @@ impl Populated {
     }
 }
 
-fn used_blocks(device: &dyn Device) -> Vec<u64> {
+pub(crate) fn used_blocks(device: &dyn Device) -> Vec<u64> {
     let mut block = vec![0; BLOCK_BYTES];
     (0..device.bytes() / BLOCK)
         .map(|n| n * BLOCK)

@@ -11,6 +11,7 @@ mod degraded;
 mod faults;
 mod flags;
 mod history;
+mod mending;
 mod nested;
 mod old_records;
 mod oracle;

@@ -16,9 +16,9 @@ const POINTS: u64 = 150;
 const ALONE: OpenOptions = OpenOptions { read_only: false, degraded: true };
 
 /// Everything that can be seen.
-type Seen = (Namespace, BTreeMap<InodeId, Vec<u8>>);
+pub(crate) type Seen = (Namespace, BTreeMap<InodeId, Vec<u8>>);
 
-fn see(fs: &Fs) -> Result<Seen, String> {
+pub(crate) fn see(fs: &Fs) -> Result<Seen, String> {
     let names = walk(fs).map_err(|e| e.to_string())?;
     let mut contents = BTreeMap::new();
     for entry in names.values().filter(|entry| entry.mode & 0o170_000 == 0o100_000) {
