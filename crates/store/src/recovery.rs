@@ -101,7 +101,7 @@ pub fn open(
     Ok((store, recovered))
 }
 
-fn open_engine(
+pub(crate) fn open_engine(
     database: &Arc<Database>,
     cache_bytes: usize,
     read_only: bool,

@@ -12,15 +12,17 @@ mod schedule;
 
 use crate::StoreError;
 use crate::clean::Cleaned;
-use crate::create::DEDUP;
+use crate::create::{DEDUP, METADATA};
 use crate::mend::{Compared, Wanted};
+use crate::metadata::table_id;
+use crate::recovery::open_engine;
 use crate::store::Store;
 use crate::tables::Tables;
 use aegisfs_base::{BranchId, SegmentId};
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::{Scrub, ScrubState, Segment, SegmentState};
-use aegisfs_pool::Scrubbed;
+use aegisfs_pool::{Database, Scrubbed};
 use parking_lot::{Condvar, Mutex};
 pub use references::ReferencesCounted;
 use std::ops::ControlFlow;
@@ -31,6 +33,8 @@ use std::time::{Duration, Instant};
 
 /// Where it stands in the configuration.
 const SCRUB_KEY: &[u8] = b"scrub";
+/// Memory for looking whether the metadata can be read.
+const LOOK_CACHE_BYTES: usize = 1 << 20;
 /// How often it notes how far it is.
 const NOTE: Duration = Duration::from_secs(5);
 /// How often it is looked whether one is due.
@@ -154,6 +158,8 @@ impl Store {
                 return Ok(());
             }
         }
+        // Pages of the metadata of which no copy verifies, and how many copies those are.
+        let (mut unsure, mut unsure_copies) = (0, 0);
         for database in self.databases() {
             for piece in 0..database.pieces() {
                 let begun = Instant::now();
@@ -169,6 +175,9 @@ impl Store {
                         repaired = damaged;
                     }
                 }
+                if lost > 0 && database.number() == METADATA {
+                    (unsure, unsure_copies) = (unsure + lost, unsure_copies + (damaged - repaired));
+                }
                 scrub.counts.pages += pages;
                 scrub.counts.bytes += bytes;
                 scrub.counts.damaged += damaged;
@@ -179,6 +188,10 @@ impl Store {
                 }
             }
         }
+        if unsure > 0 && self.metadata_reads_whole() {
+            scrub.counts.lost -= unsure;
+            scrub.counts.damaged -= unsure_copies;
+        }
         let Some(references) = self.count_references(&pacer)? else { return Ok(()) };
         scrub.counts.damaged += references.wrong;
         let ended = self.clock.now();
@@ -187,6 +200,24 @@ impl Store {
                 .map(|_| Scrub { state: ScrubState::Done, ended, ..scrub })
         })?;
         self.sync()
+    }
+
+    /// Whether all that the metadata refer to can be read from the devices.
+    ///
+    /// A page that a checkpoint was writing when the power went verifies on no device until somebody writes it again, and
+    /// nothing refers to it. It is an engine of its own that looks, since one that cannot read a page reads nothing any more.
+    fn metadata_reads_whole(&self) -> bool {
+        let _nobody_writes = self.checkpointing.lock();
+        let copies = self.pool.superblock().metadata_copies;
+        let database = Arc::new(Database::new(Arc::clone(&self.pool), METADATA, copies));
+        let read = || -> Result<(), StoreError> {
+            let snapshot = open_engine(&database, LOOK_CACHE_BYTES, true)?.snapshot()?;
+            for table in Table::ALL {
+                snapshot.scan(table_id(table), &[], None, &mut |_, _| ControlFlow::Continue(()))?;
+            }
+            Ok(())
+        };
+        read().inspect_err(|error| tracing::error!(%error, "pages of the metadata are lost")).is_ok()
     }
 
     fn is_running_still(&self) -> Result<bool, StoreError> {

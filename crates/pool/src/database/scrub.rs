@@ -111,8 +111,9 @@ impl Database {
             }
         }
         found.damaged += bad.len() as u64;
-        bad.iter().for_each(|place| self.pool.note_damage(place.0, 1));
+        // Where no copy verifies it may be that nobody refers to it.
         let Some(sound) = sound else { return Ok(!bad.is_empty()) };
+        bad.iter().for_each(|place| self.pool.note_damage(place.0, 1));
         for place in bad.into_iter().filter(|_| mends) {
             self.pool.write_slot(place, offset, &sound)?;
             found.repaired += 1;

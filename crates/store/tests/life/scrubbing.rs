@@ -209,6 +209,32 @@ fn a_scrub_beside_others_finds_nothing_wrong() {
     assert_eq!(store.check(true).unwrap().problems, []);
 }
 
+/// Pages of which no copy verifies are lost, if anything refers to them.
+#[test]
+fn metadata_that_rotted_on_all_mirrors_are_told() {
+    let rng = SeededRng::new(68);
+    let devices = format(2, &rng);
+    let store = mount(&devices, &rng);
+    fill(&store, &rng);
+    store.close().unwrap();
+    drop(store);
+    let store = mount(&devices, &rng);
+    assert!(store.start_scrub(true).unwrap(), "what is open is sealed");
+    // What the engine knows by heart it does not read again.
+    assert_eq!(store.check(false).unwrap().problems, []);
+    let mut rotten = AlignedBuffer::zeroed(1 << 20);
+    rng.fill(&mut rotten);
+    for entry in store.pool().mapped_slots() {
+        if entry.owner == aegisfs_format::map::MapOwner::Database(0) {
+            // Behind the checksum blocks and page 0.
+            store.pool().write_slot((entry.device, entry.slot), 64 << 10, &rotten).unwrap();
+        }
+    }
+    store.scrub(&|| true).unwrap();
+    let done = store.scrub_status().unwrap().unwrap();
+    assert!(done.counts.lost > 0 && done.counts.damaged > done.counts.repaired, "{done:?}");
+}
+
 /// The dedup index has one copy, and is made anew from the chunks' descriptors.
 #[test]
 fn a_rotten_index_is_made_anew_and_nothing_is_lost() {
