@@ -67,7 +67,7 @@ fn mount(device: &Arc<Liar>, read_back: ReadBack) -> Fs {
 #[test]
 fn a_write_that_arrived_wrong_is_refused_and_never_published() {
     let world = World::sized(64 << 20, 1 << 20);
-    let device = Arc::new(Liar { inner: Arc::clone(&world.device), lies: AtomicBool::new(false) });
+    let device = Arc::new(Liar { inner: Arc::clone(&world.devices[0]), lies: AtomicBool::new(false) });
     let mut data = vec![0; 200_000];
     aegisfs_base::Rng::fill(&world.rng, &mut data);
     {

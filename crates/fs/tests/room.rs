@@ -4,6 +4,7 @@ mod stage;
 
 use aegisfs_base::{InodeId, Rng, SeededRng};
 use aegisfs_fs::{Changes, Flusher, Fs, FsError, FsOptions, HandleId, Kind, MakeOptions, ROOT, WriteKind};
+use aegisfs_pool::Redundancy;
 use aegisfs_store::{CleanerThread, StoreError};
 use stage::{World, create};
 use std::sync::Arc;
@@ -56,8 +57,21 @@ fn a_stream_three_times_as_long_as_the_device_fits_when_it_compresses() {
 
 #[test]
 fn random_bytes_fill_nearly_all_that_was_free_and_the_rest_is_refused() {
-    let world = large();
-    let (fs, flusher) = streaming(&world);
+    fill_nearly_all(&large());
+}
+
+// While there is room several segments are open at the same time; in the end one is.
+#[test]
+fn devices_side_by_side_are_filled_as_well() {
+    let redundancy = |shards_data, shards_parity| Some(Redundancy { shards_data, shards_parity });
+    fill_nearly_all(&World::of(&[64 << 20; 4], 1 << 20, redundancy(1, 0)));
+    fill_nearly_all(&World::of(&[96 << 20; 5], 1 << 20, redundancy(1, 1)));
+    fill_nearly_all(&World::of(&[128 << 20, 64 << 20, 64 << 20, 64 << 20], 1 << 20, redundancy(1, 1)));
+    fill_nearly_all(&World::of(&[64 << 20; 6], 1 << 20, redundancy(2, 1)));
+}
+
+fn fill_nearly_all(world: &World) {
+    let (fs, flusher) = streaming(world);
     let (id, handle) = create(&fs, b"random");
     let free = fs.store().free_bytes();
     let rng = SeededRng::new(9);

@@ -66,7 +66,7 @@ fn several_threads_store_what_one_does() {
     let mut stored = BTreeSet::new();
     for workers in [0, 2, 5] {
         let world = World::sized(128 << 20, 1 << 20);
-        let device = Arc::new(FaultyDevice::new(Arc::clone(&world.device)));
+        let device = Arc::new(FaultyDevice::new(Arc::clone(&world.devices[0])));
         {
             let fs = mount(&device, workers);
             let (_, handle) = create(&fs, b"stream");
@@ -91,7 +91,7 @@ fn a_device_that_fails_under_a_stream_fails_it_and_nothing_before() {
     let new = content(3);
     for (n, after) in (0..24).enumerate() {
         let world = World::sized(128 << 20, 1 << 20);
-        let device = Arc::new(FaultyDevice::new(Arc::clone(&world.device)));
+        let device = Arc::new(FaultyDevice::new(Arc::clone(&world.devices[0])));
         let outcome = {
             let fs = mount(&device, 3);
             let (_, handle) = create(&fs, b"old");

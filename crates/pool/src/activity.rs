@@ -16,6 +16,8 @@ pub(crate) enum Kind {
 }
 
 const KINDS: usize = 3;
+/// Calls of different size are compared as if each took so much longer for each of so many bytes: by the time of a step.
+const STEP_BYTES: usize = 256 << 10;
 /// A new time counts for one part in so many of the average.
 const AVERAGE_OVER: u64 = 16;
 /// An average of times counts half after so long without a call: who was slow may be fast by now.
@@ -52,6 +54,11 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// How many steps a call with so many bytes is.
+pub(crate) fn steps(bytes: usize) -> u64 {
+    1 + (bytes / STEP_BYTES) as u64
+}
+
 /// A value that counts half after every `half` that passes.
 fn fade(value: f64, passed: u64, half: Duration) -> f64 {
     value * (-(passed as f64) / nanos(half) as f64).exp2()
@@ -71,6 +78,8 @@ pub struct DeviceSpeed {
 #[derive(Debug)]
 struct Times {
     average_ns: AtomicU64,
+    /// The average of what a step took.
+    step_ns: AtomicU64,
     /// When the last one was answered.
     last: AtomicU64,
     /// Calls by their time: up to [`BUCKET`] ns, twice that, and so on.
@@ -81,6 +90,7 @@ impl Default for Times {
     fn default() -> Self {
         Self {
             average_ns: AtomicU64::new(0),
+            step_ns: AtomicU64::new(0),
             last: AtomicU64::new(0),
             buckets: std::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -88,11 +98,13 @@ impl Default for Times {
 }
 
 impl Times {
-    fn note(&self, took: u64, now: u64) {
-        let before = self.average_ns.load(Ordering::Relaxed);
-        // Of two at once one may be lost; it is an average.
-        let after = if before == 0 { took } else { before - before / AVERAGE_OVER + took / AVERAGE_OVER };
-        self.average_ns.store(after.max(1), Ordering::Relaxed);
+    fn note(&self, took: u64, step: u64, now: u64) {
+        for (average, time) in [(&self.average_ns, took), (&self.step_ns, step)] {
+            let before = average.load(Ordering::Relaxed);
+            // Of two at once one may be lost; it is an average.
+            let after = if before == 0 { time } else { before - before / AVERAGE_OVER + time / AVERAGE_OVER };
+            average.store(after.max(1), Ordering::Relaxed);
+        }
         self.last.store(now, Ordering::Relaxed);
         let bucket = (took / BUCKET).checked_ilog2().map_or(0, |power| power as usize + 1);
         self.buckets[bucket.min(BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
@@ -126,6 +138,8 @@ pub(crate) struct Activity {
     counts: [AtomicU64; DeviceCounts::COUNT],
     times: [Times; KINDS],
     in_flight: AtomicU32,
+    /// How many of them there were at most.
+    in_flight_most: AtomicU32,
     /// When it answered last, or was asked when it had nothing to do.
     waiting_since: AtomicU64,
     wary_until: AtomicU64,
@@ -161,9 +175,11 @@ impl Drop for Running<'_> {
 
 impl Activity {
     pub(crate) fn begin(&self) -> Running<'_> {
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+        let others = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        if others == 0 {
             self.waiting_since.store(now(), Ordering::Relaxed);
         }
+        self.in_flight_most.fetch_max(others + 1, Ordering::Relaxed);
         Running(self)
     }
 
@@ -172,14 +188,15 @@ impl Activity {
     }
 
     /// Notes how long one call took, whatever came of it.
-    pub(crate) fn took(&self, kind: Kind, took: u64, now: u64) {
+    pub(crate) fn took(&self, kind: Kind, bytes: usize, took: u64, now: u64) {
         let times = &self.times[kind as usize];
-        let usual = times.average_ns.load(Ordering::Relaxed);
-        times.note(took, now);
+        let usual = times.step_ns.load(Ordering::Relaxed);
+        let step = took / steps(bytes);
+        times.note(took, step, now);
         if took >= nanos(SLOW) {
             self.add(Count::Slow, 1);
         }
-        if kind == Kind::Read && took >= nanos(HESITATION) && usual > 0 && took / HESITATION_TIMES >= usual {
+        if kind == Kind::Read && took >= nanos(HESITATION) && usual > 0 && step / HESITATION_TIMES >= usual {
             self.wary_until.store(now + nanos(WARY), Ordering::Relaxed);
         }
     }
@@ -245,10 +262,15 @@ impl Activity {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// What a call takes now on average, in ns: less the longer there was none. One that is not answered yet counts.
+    /// How many calls it had to deal with at the same time at most.
+    pub(crate) fn in_flight_most(&self) -> u32 {
+        self.in_flight_most.load(Ordering::Relaxed)
+    }
+
+    /// What a step of a call takes now on average, in ns: less the longer there was none. One that is not answered yet counts.
     pub(crate) fn expected_ns(&self, kind: Kind, now: u64) -> u64 {
         let times = &self.times[kind as usize];
-        let average = times.average_ns.load(Ordering::Relaxed) as f64;
+        let average = times.step_ns.load(Ordering::Relaxed) as f64;
         let rested = now.saturating_sub(times.last.load(Ordering::Relaxed));
         let waits = match self.in_flight() {
             0 => 0,
@@ -257,11 +279,21 @@ impl Activity {
         (fade(average, rested, FORGET) as u64).max(waits)
     }
 
-    /// What a call took on average, in ns, if there were any of late.
+    /// What a call took on average, in ns, whenever that was.
+    pub(crate) fn usual_ns(&self, kind: Kind) -> u64 {
+        self.times[kind as usize].average_ns.load(Ordering::Relaxed)
+    }
+
+    /// What a step of a call took on average, in ns, whenever that was; 0 where there was none.
+    pub(crate) fn step_ns(&self, kind: Kind) -> u64 {
+        self.times[kind as usize].step_ns.load(Ordering::Relaxed)
+    }
+
+    /// The same, if there were any of late.
     pub(crate) fn recent_ns(&self, kind: Kind, now: u64) -> Option<u64> {
         let times = &self.times[kind as usize];
         let is_recent = now.saturating_sub(times.last.load(Ordering::Relaxed)) <= nanos(RECENT);
-        Some(times.average_ns.load(Ordering::Relaxed)).filter(|average| is_recent && *average > 0)
+        Some(times.step_ns.load(Ordering::Relaxed)).filter(|average| is_recent && *average > 0)
     }
 
     /// Whether it hesitated not long ago, or does now.
@@ -308,20 +340,20 @@ mod tests {
     fn times_are_averaged_and_counted() {
         let activity = Activity::default();
         for _ in 0..99 {
-            activity.took(Kind::Read, MS, MS);
+            activity.took(Kind::Read, 4096, MS, MS);
         }
-        activity.took(Kind::Read, 40 * MS, MS);
+        activity.took(Kind::Read, 4096, 40 * MS, MS);
         let speed = activity.speed(Kind::Read);
         assert!(speed.average > Duration::from_millis(3) && speed.average < Duration::from_millis(4));
         assert_eq!(
             (speed.median, speed.p99),
             (Duration::from_nanos(BUCKET << 6), Duration::from_nanos(BUCKET << 6))
         );
-        activity.took(Kind::Read, 40 * MS, MS);
+        activity.took(Kind::Read, 4096, 40 * MS, MS);
         assert_eq!(activity.speed(Kind::Read).p99, Duration::from_nanos(BUCKET << 12));
         assert_eq!(activity.speed(Kind::Write), DeviceSpeed::default());
         // Longer than any bucket.
-        activity.took(Kind::Flush, u64::MAX / 2, MS);
+        activity.took(Kind::Flush, 4096, u64::MAX / 2, MS);
         assert_eq!(activity.speed(Kind::Flush).p99, Duration::from_nanos(BUCKET << (BUCKETS - 1)));
     }
 
@@ -329,7 +361,7 @@ mod tests {
     fn who_was_slow_is_asked_again_after_a_while() {
         let activity = Activity::default();
         let second = 1000 * MS;
-        activity.took(Kind::Read, 800 * MS, second);
+        activity.took(Kind::Read, 4096, 800 * MS, second);
         assert_eq!(activity.expected_ns(Kind::Read, second), 800 * MS);
         assert_eq!(activity.expected_ns(Kind::Read, 6 * second), 400 * MS);
         assert!(activity.expected_ns(Kind::Read, 100 * second) < MS);
@@ -346,15 +378,28 @@ mod tests {
     fn a_hesitation_is_remembered_and_a_slow_device_is_none() {
         let activity = Activity::default();
         // It always takes that long.
-        activity.took(Kind::Read, 200 * MS, MS);
-        activity.took(Kind::Read, 200 * MS, 2 * MS);
+        activity.took(Kind::Read, 4096, 200 * MS, MS);
+        activity.took(Kind::Read, 4096, 200 * MS, 2 * MS);
         assert!(!activity.is_erratic(3 * MS));
         let activity = Activity::default();
-        activity.took(Kind::Read, MS, MS);
-        activity.took(Kind::Read, 200 * MS, 300 * MS);
+        activity.took(Kind::Read, 4096, MS, MS);
+        activity.took(Kind::Read, 4096, 200 * MS, 300 * MS);
         assert!(activity.is_erratic(301 * MS) && !activity.is_erratic(301 * MS + nanos(WARY)));
         activity.forgive();
         assert!(!activity.is_erratic(301 * MS));
+    }
+
+    #[test]
+    fn large_calls_are_not_slow_for_that() {
+        let (small, large) = (Activity::default(), Activity::default());
+        for _ in 0..100 {
+            small.took(Kind::Read, 4096, 8 * MS, MS);
+            large.took(Kind::Read, 1 << 20, 16 * MS, MS);
+        }
+        assert!(large.expected_ns(Kind::Read, MS) < small.expected_ns(Kind::Read, MS));
+        assert!(large.usual_ns(Kind::Read) > small.usual_ns(Kind::Read));
+        large.took(Kind::Read, 8 << 20, 120 * MS, MS);
+        assert!(!large.is_erratic(MS));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! for an answer who can have the bytes elsewhere.
 
 use crate::PoolError;
-use crate::activity::{Activity, DeviceSpeed, Kind, now};
+use crate::activity::{Activity, DeviceSpeed, Kind, now, steps};
 use crate::member::Member;
 use crate::open::own_uuid;
 use crate::pool::{MemberState, Pool};
@@ -22,6 +22,7 @@ use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::superblock::{Health, Membership};
 use aegisfs_format::value::DeviceCounts;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -101,6 +102,8 @@ pub struct DeviceReport {
     pub flushes: DeviceSpeed,
     /// Calls that it has not answered yet.
     pub in_flight: u32,
+    /// How many of them there were at most since the pool was opened.
+    pub in_flight_most: u32,
     /// How much trouble there was of late, in hundredths.
     pub trouble: u64,
 }
@@ -404,6 +407,7 @@ impl Pool {
                 writes: activity.speed(Kind::Write),
                 flushes: activity.speed(Kind::Flush),
                 in_flight: activity.in_flight(),
+                in_flight_most: activity.in_flight_most(),
                 trouble: (activity.trouble_now(now) * 100.0) as u64,
             }
         };
@@ -454,6 +458,13 @@ impl Pool {
         times.min().unwrap_or_default().max(FASTEST_NS)
     }
 
+    /// What a step takes on the device that is usually the fastest, in ns: one that rests is no faster for that.
+    fn fastest_usual_ns(&self) -> u64 {
+        let counted = self.present().filter(|member| member.counted());
+        let times = counted.map(|member| member.activity.step_ns(Kind::Read)).filter(|time| *time > 0);
+        times.min().unwrap_or_default().max(FASTEST_NS)
+    }
+
     fn reading_cost(&self, device: DeviceIndex, fastest: u64, now: u64) -> u64 {
         let Ok(member) = self.member(device) else { return u64::MAX };
         let grade = self.health(device) as u64 * GRADE_COST;
@@ -472,6 +483,12 @@ impl Pool {
         order
     }
 
+    /// Plans reads that do not depend on each other.
+    pub fn plan_reads(&self) -> ReadPlan<'_> {
+        let now = now();
+        ReadPlan { pool: self, now, fastest: self.fastest_ns(now), planned: BTreeMap::new() }
+    }
+
     /// Whether a place is better not read if its bytes can be had otherwise.
     pub fn is_avoided(&self, (device, _): Placement) -> bool {
         if self.redundancy().shards_parity == 0 {
@@ -483,27 +500,58 @@ impl Pool {
         let Ok(member) = self.member(device) else { return false };
         let now = now();
         let takes = member.activity.expected_ns(Kind::Read, now);
-        takes >= AVOIDED_NS && takes / AVOIDED_FROM >= self.fastest_ns(now)
+        takes >= AVOIDED_NS && takes / AVOIDED_FROM >= self.fastest_usual_ns()
     }
 
     /// Whether reads from different devices take so long that they are better made at the same time.
     pub fn pays_side_by_side(&self, places: &[Placement]) -> bool {
         let now = now();
-        let takes = |place: &Placement| {
-            self.member(place.0).map_or(0, |member| member.activity.expected_ns(Kind::Read, now))
-        };
-        places.len() > 1 && places.iter().any(|place| takes(place) >= SIDE_BY_SIDE_FROM_NS)
+        places.len() > 1 && places.iter().any(|place| self.takes_long(place.0, now))
+    }
+
+    fn takes_long(&self, device: DeviceIndex, now: u64) -> bool {
+        let Ok(member) = self.member(device) else { return false };
+        // One that rested is no faster for it.
+        let takes = member.activity.usual_ns(Kind::Read).max(member.activity.expected_ns(Kind::Read, now));
+        takes >= SIDE_BY_SIDE_FROM_NS
     }
 
     /// How long to wait for a device that hesitated of late; nothing for one that did not, or whose bytes are nowhere else.
-    pub(crate) fn patience_with(&self, device: DeviceIndex) -> Option<Duration> {
+    pub(crate) fn patience_with(&self, device: DeviceIndex, bytes: usize) -> Option<Duration> {
         if self.redundancy().shards_parity == 0 {
             return None;
         }
         let member = self.member(device).ok()?;
         let now = now();
-        let patience = || (PATIENCE_TIMES * self.fastest_ns(now)).clamp(PATIENCE_NS.0, PATIENCE_NS.1);
+        let takes = || self.fastest_usual_ns() * steps(bytes);
+        let patience = || (PATIENCE_TIMES * takes()).clamp(PATIENCE_NS.0, PATIENCE_NS.1);
         member.activity.is_erratic(now).then(|| Duration::from_nanos(patience()))
+    }
+}
+
+/// Where some reads are made that do not depend on each other, so that no device has many of them while another that has the
+/// same bytes has none.
+pub struct ReadPlan<'p> {
+    pool: &'p Pool,
+    now: u64,
+    fastest: u64,
+    /// Reads of each device so far.
+    planned: BTreeMap<DeviceIndex, u64>,
+}
+
+impl ReadPlan<'_> {
+    /// Where the next one is best made: as [`Pool::by_preference`], and each that is planned for a device counts like one that
+    /// waits there. Where all answer before another could be asked they are not spread.
+    pub fn choose(&mut self, places: &[Placement]) -> Option<Placement> {
+        let cost = |place: &Placement| {
+            let waiting = self.planned.get(&place.0).copied().unwrap_or_default();
+            self.pool.reading_cost(place.0, self.fastest, self.now).saturating_add(waiting)
+        };
+        let chosen = places.iter().copied().min_by_key(cost)?;
+        if places.iter().any(|place| self.pool.takes_long(place.0, self.now)) {
+            *self.planned.entry(chosen.0).or_default() += 1;
+        }
+        Some(chosen)
     }
 }
 
@@ -623,7 +671,7 @@ mod tests {
     fn a_device_much_slower_than_the_others_is_degraded_and_avoided() {
         let (_, pool) = pool_of(3, (1, 1));
         let took = |device: u16, ns: u64, at: u64| {
-            pool.member(DeviceIndex(device)).unwrap().activity.took(Kind::Read, ns, at);
+            pool.member(DeviceIndex(device)).unwrap().activity.took(Kind::Read, 4096, ns, at);
         };
         let begun = now();
         let places: Vec<Placement> = (0..3).map(|n| (DeviceIndex(n), SlotIndex(1))).collect();
@@ -659,7 +707,38 @@ mod tests {
         assert_eq!(pool.by_preference(&places), [places[1], places[2], places[0]]);
         pool.set_health(DeviceIndex(1), Health::Suspect).unwrap();
         assert!(pool.is_avoided(places[1]) && !pool.is_avoided(places[0]));
-        assert!(pool.patience_with(DeviceIndex(0)).is_none(), "it never hesitated");
+        assert!(pool.patience_with(DeviceIndex(0), 4096).is_none(), "it never hesitated");
+    }
+
+    #[test]
+    fn planned_reads_are_spread_by_what_devices_can_do() {
+        let (_, pool) = pool_of(3, (1, 2));
+        let places: Vec<Placement> = (0..3).map(|n| (DeviceIndex(n), SlotIndex(1))).collect();
+        let planned = |count: usize| {
+            let mut plan = pool.plan_reads();
+            let mut of = [0_u32; 3];
+            (0..count).for_each(|_| of[usize::from(plan.choose(&places).unwrap().0.0)] += 1);
+            of
+        };
+        let takes = |device: u16, us: u64| {
+            let activity = &pool.member(DeviceIndex(device)).unwrap().activity;
+            (0..200).for_each(|_| activity.took(Kind::Read, 4096, us * 1000, now()));
+        };
+        (0..3).for_each(|device| takes(device, 10));
+        assert_eq!(planned(9), [9, 0, 0], "they answer before another could be asked");
+        (0..3).for_each(|device| takes(device, 10_000));
+        assert_eq!(planned(9), [3, 3, 3]);
+        // One that is two grades worse is asked when six wait at each of the others.
+        pool.set_health(DeviceIndex(1), Health::Suspect).unwrap();
+        assert_eq!((planned(12), planned(15)), ([6, 0, 6], [7, 1, 7]));
+        pool.set_health(DeviceIndex(1), Health::Healthy).unwrap();
+        // So is one that takes seven times as long.
+        takes(2, 70_000);
+        let [first, second, slow] = planned(15);
+        assert!(slow <= 3 && first.abs_diff(second) <= 1, "{first}, {second}, {slow}");
+        let mut plan = pool.plan_reads();
+        assert_eq!(plan.choose(&[]), None);
+        assert_eq!(plan.choose(&places[2..]), Some(places[2]), "there is no other");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use create::CreateOptions;
 pub use database::{Database, OnPool, Scrubbed};
 pub use erasure::Erasure;
 pub use error::PoolError;
-pub use health::{DeviceReport, HealthChange, Probe};
+pub use health::{DeviceReport, HealthChange, Probe, ReadPlan};
 pub use log_ring::LogRing;
 pub use open::{OpenOptions, Opening};
 pub use pool::{MemberState, Pool, Redundancy};

@@ -115,7 +115,7 @@ fn tried(
         let begun = now();
         let outcome = call();
         let ended = now();
-        activity.took(kind, ended - begun, ended);
+        activity.took(kind, bytes, ended - begun, ended);
         let Err(error) = outcome else {
             activity.answered(kind, bytes, retries, ended);
             return Ok(());

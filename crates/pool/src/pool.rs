@@ -194,6 +194,11 @@ impl Pool {
         self.slots.lock().placeable(redundancy.shards(), usize::from(redundancy.shards_parity))
     }
 
+    /// How many segments of so many shards can be written at the same time without sharing a device.
+    pub fn segments_side_by_side(&self, shards: usize) -> usize {
+        self.slots.lock().count_usable() / shards.max(1)
+    }
+
     /// Whether more shards of a segment with so much parity fail together than may be lost, although it need not be so any
     /// more.
     pub fn is_crowded(&self, places: &[Placement], parity: u8) -> bool {

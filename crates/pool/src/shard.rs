@@ -3,9 +3,9 @@
 use crate::PoolError;
 use crate::pool::{Pool, Redundancy};
 use crate::slots::Placement;
-use aegisfs_base::SegmentId;
 use aegisfs_base::limits::BLOCK_BYTES;
 use aegisfs_base::sabotage::{Edge, removed};
+use aegisfs_base::{DeviceIndex, SegmentId};
 use aegisfs_device::AlignedBuffer;
 use aegisfs_format::map::{MapEntry, MapOwner};
 use aegisfs_format::slot::{SlotContent, SlotHeader};
@@ -38,7 +38,7 @@ impl Pool {
         offset: u64,
         out: &mut [u8],
     ) -> Result<(), PoolError> {
-        let Some(patience) = self.patience_with(device) else {
+        let Some(patience) = self.patience_with(device, out.len()) else {
             return self.read_slot((device, slot), offset, out);
         };
         let member = self.member(device)?;
@@ -101,11 +101,24 @@ impl Pool {
         redundancy: Redundancy,
         wide: bool,
     ) -> Result<((u8, u8), Vec<Placement>), PoolError> {
+        self.open_segment_apart(segment, redundancy, wide, &[])
+    }
+
+    /// The same on none of some devices, if there is room elsewhere that is as good.
+    ///
+    /// # Errors
+    /// As [`Pool::open_segment`].
+    pub fn open_segment_apart(
+        &self,
+        segment: SegmentId,
+        redundancy: Redundancy,
+        wide: bool,
+        others: &[DeviceIndex],
+    ) -> Result<((u8, u8), Vec<Placement>), PoolError> {
         let (shards, places) = self.take_slots(|slots| {
             // Asked with the slots held: a device may be left out at any time.
-            let (data, parity) = redundancy.on(slots.width_with(usize::from(redundancy.shards_parity)));
-            let data = if wide { data } else { 1 };
-            let places = slots.place(usize::from(data) + usize::from(parity), usize::from(parity))?;
+            let (data, parity) = slots.shards_of(redundancy, wide);
+            let places = slots.place(usize::from(data) + usize::from(parity), usize::from(parity), others)?;
             Ok(((data, parity), places))
         })?;
         for (member, place) in places.iter().enumerate() {
@@ -116,6 +129,13 @@ impl Pool {
             }
         }
         Ok((shards, places))
+    }
+
+    /// Whether there is room for such a segment on none of some devices.
+    pub fn has_room_apart(&self, redundancy: Redundancy, wide: bool, others: &[DeviceIndex]) -> bool {
+        let slots = self.slots.lock();
+        let (data, parity) = slots.shards_of(redundancy, wide);
+        slots.choose_apart(usize::from(data) + usize::from(parity), usize::from(parity), others).is_some()
     }
 
     pub(crate) fn write_mapped_header(&self, entry: &MapEntry) -> Result<(), PoolError> {

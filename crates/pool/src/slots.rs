@@ -1,6 +1,7 @@
 //! Which slots are free, and where new segments go.
 
 use crate::PoolError;
+use crate::pool::Redundancy;
 use aegisfs_base::{DeviceIndex, SlotIndex};
 use aegisfs_format::superblock::Health;
 use std::collections::BTreeMap;
@@ -342,6 +343,17 @@ impl SlotTable {
         self.devices.get(usize::from(device.0)).is_some_and(|slots| slots.usable)
     }
 
+    /// Shards of data and of parity that a segment has now; one that is not wide has one of data.
+    pub(crate) fn shards_of(&self, redundancy: Redundancy, wide: bool) -> (u8, u8) {
+        let (data, parity) = redundancy.on(self.width_with(usize::from(redundancy.shards_parity)));
+        (if wide { data } else { 1 }, parity)
+    }
+
+    /// On how many devices new segments are placed.
+    pub(crate) fn count_usable(&self) -> usize {
+        self.devices.iter().filter(|slots| slots.usable).count()
+    }
+
     /// Slots of a device, and how many of them are free.
     pub(crate) fn room_of(&self, device: DeviceIndex) -> (u64, u64) {
         let slots = &self.devices[usize::from(device.0)];
@@ -549,12 +561,30 @@ impl SlotTable {
         self.devices.iter_mut().for_each(|slots| slots.suspects = Vec::new());
     }
 
-    /// Slots for a segment with so much parity: on different devices, those with the most room first.
-    pub(crate) fn place(&mut self, members: usize, parity: usize) -> Result<Vec<Placement>, PoolError> {
+    /// Slots for a segment with so much parity: on different devices, those with the most room first; on none of some others
+    /// where that is as good.
+    pub(crate) fn place(
+        &mut self,
+        members: usize,
+        parity: usize,
+        others: &[DeviceIndex],
+    ) -> Result<Vec<Placement>, PoolError> {
+        let apart = if others.is_empty() { None } else { self.choose_apart(members, parity, others) };
+        let chosen = match apart {
+            Some(chosen) => chosen,
+            None => self.choose_roomiest(members, parity)?,
+        };
+        let placed = chosen
+            .into_iter()
+            .map(|d| self.take(DeviceIndex(d as u16)).expect("it has a free slot"))
+            .collect();
+        Ok(placed)
+    }
+
+    /// The devices with the most room.
+    fn choose_roomiest(&self, members: usize, parity: usize) -> Result<Vec<usize>, PoolError> {
         let (_, per_domain) = self.rule(parity);
-        let mut order: Vec<usize> =
-            (0..self.devices.len()).filter(|d| self.devices[*d].placeable_now() > 0).collect();
-        order.sort_by_key(|d| std::cmp::Reverse(self.devices[*d].placeable()));
+        let mut order = self.by_room();
         // Where those that are trusted most have no room, others have to do.
         let trusted = order.iter().copied().filter(|d| self.devices[*d].usable);
         let mut chosen = self.spread(trusted, members, per_domain);
@@ -565,11 +595,32 @@ impl SlotTable {
         if chosen.len() < members {
             return Err(PoolError::NoSpace { purpose: "a segment" });
         }
-        let placed = chosen
-            .into_iter()
-            .map(|d| self.take(DeviceIndex(d as u16)).expect("it has a free slot"))
-            .collect();
-        Ok(placed)
+        Ok(chosen)
+    }
+
+    /// Trusted devices that are none of some others, if that leaves as much room as the roomiest would.
+    pub(crate) fn choose_apart(
+        &self,
+        members: usize,
+        parity: usize,
+        others: &[DeviceIndex],
+    ) -> Option<Vec<usize>> {
+        let (_, per_domain) = self.rule(parity);
+        let is_apart = |d: &usize| self.devices[*d].usable && !others.contains(&DeviceIndex(*d as u16));
+        let chosen = self.spread(self.by_room().into_iter().filter(is_apart), members, per_domain);
+        let room =
+            |number: usize| u64::from(self.devices[number].placeable()) - u64::from(chosen.contains(&number));
+        let left = segments_placeable(&self.reachable, members, per_domain, room);
+        let is_chosen = chosen.len() == members && left + 1 >= self.placeable(members, parity);
+        is_chosen.then_some(chosen)
+    }
+
+    /// Devices that have room now, the one with the most first.
+    fn by_room(&self) -> Vec<usize> {
+        let mut order: Vec<usize> =
+            (0..self.devices.len()).filter(|d| self.devices[*d].placeable_now() > 0).collect();
+        order.sort_by_key(|d| std::cmp::Reverse(self.devices[*d].placeable()));
+        order
     }
 
     /// Slots of a device that can be given away now, of which metadata may have all.
@@ -662,7 +713,7 @@ mod tests {
     impl SlotTable {
         /// A segment with the usual parity.
         fn put(&mut self, members: usize) -> Result<Vec<Placement>, PoolError> {
-            self.place(members, self.parity)
+            self.place(members, self.parity, &[])
         }
     }
 

@@ -6,6 +6,7 @@ use aegisfs_device::{Device, DeviceError, Fault, MemoryDevice, Operation};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A set of devices with one history.
 #[derive(Default)]
@@ -40,6 +41,9 @@ struct Trouble {
     faults: Vec<Fault>,
     dead: bool,
     flush_lost: bool,
+    /// How long a read takes, and how many took that long.
+    read_takes: Duration,
+    slow_reads: u64,
     flips: BTreeMap<u64, u8>,
 }
 
@@ -115,6 +119,7 @@ impl SimWorld {
             trouble.faults.clear();
             trouble.flush_lost = false;
             trouble.dead = false;
+            trouble.read_takes = Duration::ZERO;
         }
     }
 
@@ -154,6 +159,16 @@ impl SimDevice {
     /// The device answers again, with what it held.
     pub fn revive(&self) {
         self.trouble.lock().dead = false;
+    }
+
+    /// Every read takes that long from now on.
+    pub fn slow_down(&self, read_takes: Duration) {
+        self.trouble.lock().read_takes = read_takes;
+    }
+
+    /// How many reads were slow.
+    pub fn slow_reads(&self) -> u64 {
+        self.trouble.lock().slow_reads
     }
 
     /// Flips the bits of `mask` in the byte at `offset`, as readers see it; doing it twice undoes it, and so does
@@ -209,6 +224,18 @@ impl SimDevice {
         Err(DeviceError::Io { op, offset, length, device: self.describe(), errno })
     }
 
+    /// Has whoever reads wait, while others go on.
+    fn hesitate(&self) {
+        let takes = {
+            let mut trouble = self.trouble.lock();
+            trouble.slow_reads += u64::from(!trouble.read_takes.is_zero());
+            trouble.read_takes
+        };
+        if !takes.is_zero() {
+            std::thread::sleep(takes);
+        }
+    }
+
     fn record(&self, log: &mut Log, action: Action) {
         log.records.push(Record { device: self.index, action });
     }
@@ -251,6 +278,7 @@ impl Device for SimDevice {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        self.hesitate();
         self.pass(Operation::Read, offset, buffer.len() as u64)?;
         self.content.read_at(offset, buffer)?;
         for (at, bits) in self.trouble.lock().flips.range(offset..offset + buffer.len() as u64) {

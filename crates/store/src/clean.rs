@@ -15,7 +15,7 @@ mod remains;
 use crate::StoreError;
 use crate::ingest::frames::{self, NewChunk};
 use crate::mend::Pace;
-use crate::rows::{Frame, RowWriter, WrittenRow};
+use crate::rows::{Frame, RowBuffers, RowWriter, WrittenRow};
 use crate::segments::{Class, Purpose};
 use crate::sound_row::SoundRow;
 use crate::space::FRAME_BYTES_WORST;
@@ -23,7 +23,6 @@ use crate::store::{Counters, Store};
 use crate::tables::Tables;
 use aegisfs_base::{BranchId, ChunkId, FaultKind, PolicyId, SegmentId};
 use aegisfs_chunk::{ChunkHash, Codec, decompress};
-use aegisfs_device::AlignedBuffer;
 use aegisfs_format::cell::{Cell, CellChunk};
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::Table;
@@ -559,7 +558,7 @@ impl Store {
         done: &mut Cleaned,
     ) -> Result<(), StoreError> {
         let class = Class { policy, purpose: Purpose::Moved };
-        let mut rows = RowWriter::new(self, class, written, AlignedBuffer::default());
+        let mut rows = RowWriter::new(self, class, written, RowBuffers::new());
         whole.into_iter().try_for_each(|frame| rows.add(frame))?;
         frames::compress(single, self.ingest.compression, None, |frame| rows.add(frame))?;
         rows.finish()?;

@@ -8,13 +8,12 @@ pub(crate) mod frames;
 
 use crate::StoreError;
 use crate::dedup::Expected;
-use crate::rows::{Frame, RowWriter, WrittenRow};
+use crate::rows::{Frame, RowBuffers, RowWriter, WrittenRow};
 use crate::segments::{Class, Purpose};
 use crate::store::{Committed, Counters, Store};
 use crate::tables::Tables;
 use aegisfs_base::{BranchId, ChunkId, PolicyId};
 use aegisfs_chunk::Compression;
-use aegisfs_device::AlignedBuffer;
 use aegisfs_format::descriptor::Descriptor;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::log::RowDependency;
@@ -35,8 +34,8 @@ const STEP_BYTES: usize = 2 << 20;
 const FRAMES_WAITING_MAX: usize = 16;
 
 thread_local! {
-    /// What this thread's cells are put together in.
-    static BUFFER: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::new()) };
+    /// What this thread's rows are put together in.
+    static BUFFERS: Cell<RowBuffers> = const { Cell::new(RowBuffers::new()) };
 }
 
 /// A contiguous run of a file's bytes.
@@ -171,9 +170,9 @@ impl Store {
             new = self.identify(cuts, trusting, ingested)?;
             Ok::<(), StoreError>(())
         })?;
-        let mut rows = RowWriter::new(self, ingested.class(), rows, BUFFER.take());
+        let mut rows = RowWriter::new(self, ingested.class(), rows, BUFFERS.take());
         self.compress(&new, |frame| rows.add(frame))?;
-        BUFFER.set(rows.finish()?);
+        BUFFERS.set(rows.finish()?);
         Ok(())
     }
 
@@ -187,12 +186,12 @@ impl Store {
         rows: &mut Vec<WrittenRow>,
     ) -> Result<(), StoreError> {
         let files = ingested.references.len();
-        let (buffer, class) = (BUFFER.take(), ingested.class());
+        let (buffers, class) = (BUFFERS.take(), ingested.class());
         let (cut_sender, to_compress) = sync_channel::<Vec<NewChunk<'_>>>(1);
         let (frame_sender, to_write) = sync_channel::<Frame<'_>>(FRAMES_WAITING_MAX);
         let (left, written) = std::thread::scope(|scope| {
             let writer = scope.spawn(move || {
-                let mut rows = RowWriter::new(self, class, rows, buffer);
+                let mut rows = RowWriter::new(self, class, rows, buffers);
                 to_write.into_iter().try_for_each(|frame| rows.add(frame))?;
                 rows.finish()
             });
@@ -213,7 +212,7 @@ impl Store {
             (left, writer.join())
         });
         let written = written.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        BUFFER.set(written?);
+        BUFFERS.set(written?);
         ingested.left = left?;
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! A frame is cached once it was decoded; each chunk in it is checked against its hash before its first
 //! bytes leave here.
 
+mod prefetch;
+
 use crate::StoreError;
 use crate::sound_row::{HEADERS_WINDOW_BYTES, SoundRow, headers_in};
 use crate::store::{Counters, Store};
@@ -30,10 +32,6 @@ const ROWS_TRIED_MAX: usize = 16;
 const DECODINGS_MAX: usize = 64;
 /// Segments of which it is kept in memory where they are.
 const LAYOUTS_KEPT: usize = 4096;
-/// Neighbouring frames are read in one go up to this many bytes.
-const RUN_BYTES_MAX: u32 = 1 << 20;
-/// Frames this close together are read in one go, the gap included.
-const GAP_BYTES_MAX: u32 = 32 << 10;
 
 /// Segment, cell and offset.
 type FrameKey = (SegmentId, u8, u32);
@@ -173,64 +171,6 @@ impl Store {
             return Err(StoreError::Inconsistent { what });
         }
         out.copy_from_slice(&frame.plain[start..end]);
-        Ok(())
-    }
-
-    /// Brings chunks into the cache with as few device reads as their places allow. What cannot be read is
-    /// left for [`Store::read_chunk`] to report.
-    ///
-    /// # Errors
-    /// When the metadata cannot be read.
-    pub fn prefetch(&self, chunks: &[ChunkId]) -> Result<(), StoreError> {
-        let mut wanted: Vec<FramePlace> = Vec::new();
-        for chunk in chunks {
-            let Ok(descriptor) = self.descriptor(*chunk) else { continue };
-            if self.cache.frames.peek(&key_of(&descriptor.frame)).is_none() {
-                wanted.push(descriptor.frame);
-            }
-        }
-        wanted.sort_by_key(key_of);
-        wanted.dedup_by_key(|frame| key_of(frame));
-        let mut rest = &wanted[..];
-        while let Some(first) = rest.first() {
-            let mut end = first.slot_offset + first.stored_bytes;
-            let mut count = 1;
-            for next in &rest[1..] {
-                let near = (next.segment, next.cell) == (first.segment, first.cell)
-                    && next.slot_offset <= end + GAP_BYTES_MAX
-                    && next.slot_offset + next.stored_bytes - first.slot_offset <= RUN_BYTES_MAX;
-                if !near {
-                    break;
-                }
-                end = next.slot_offset + next.stored_bytes;
-                count += 1;
-            }
-            let (run, later) = rest.split_at(count);
-            self.load_run(run, end)?;
-            rest = later;
-        }
-        Ok(())
-    }
-
-    fn load_run(&self, run: &[FramePlace], end: u32) -> Result<(), StoreError> {
-        let (segment, cell, start) = key_of(&run[0]);
-        // A segment that has gone had its chunks moved elsewhere.
-        let Ok(layout) = self.layout(segment) else { return Ok(()) };
-        let is_there = |place: &Placement| self.pool.readable(*place) && !self.pool.is_avoided(*place);
-        let there = self.pool.by_preference(layout.copies(cell)).into_iter().find(is_there);
-        let span = match there {
-            Some(place) => self.read_span(place, start, end - start, Wait::Soon),
-            None => self.decode_span(&layout, cell, start, end - start, Wait::Soon),
-        };
-        let Ok(span) = span else { return Ok(()) };
-        for frame in run {
-            let from = (frame.slot_offset - start) as usize;
-            let stored = &span.bytes()[from..from + frame.stored_bytes as usize];
-            if let Ok(plain) = decode(frame, stored) {
-                let cached = CachedFrame { plain, verified: Mutex::default() };
-                self.cache.frames.insert(key_of(frame), Arc::new(cached));
-            }
-        }
         Ok(())
     }
 

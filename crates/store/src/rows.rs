@@ -10,7 +10,8 @@ use aegisfs_device::AlignedBuffer;
 use aegisfs_format::cell::{self, CellChunk, CellPlace, CellShape, RowHead};
 use aegisfs_format::descriptor::{Descriptor, FramePlace};
 use aegisfs_format::log::RowDependency;
-use aegisfs_pool::{Erasure, Placement, PoolError, together};
+use aegisfs_pool::{Erasure, Placement, PoolError, side_by_side, together};
+use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -120,29 +121,50 @@ pub(crate) struct RowWriter<'s, 'd> {
     /// Chunks and stored bytes of those.
     chunks: usize,
     payload: usize,
-    buffer: AlignedBuffer,
+    buffers: RowBuffers,
     /// Cells of data and of parity that wide rows have at present.
     shards: (u8, u8),
+    /// Rows that are written at the same time, because they go to different devices.
+    lanes: usize,
+}
+
+/// What rows are put together in, each in one; memory for it is costly to come by.
+#[derive(Default)]
+pub(crate) struct RowBuffers(Vec<Mutex<AlignedBuffer>>);
+
+impl RowBuffers {
+    pub(crate) const fn new() -> Self {
+        Self(Vec::new())
+    }
+}
+
+/// A row that has a place, and is to be written.
+struct PlacedRow<'d> {
+    place: RowPlace,
+    cells: Vec<Vec<Frame<'d>>>,
+    /// Bytes of each cell.
+    total: usize,
 }
 
 impl<'s, 'd> RowWriter<'s, 'd> {
     /// Writes to the open segments that a store has for a class.
-    /// Cells are put together in the buffer, since memory for it is costly to come by.
     pub(crate) fn new(
         store: &'s Store,
         class: Class,
         written: &'s mut Vec<WrittenRow>,
-        buffer: AlignedBuffer,
+        buffers: RowBuffers,
     ) -> Self {
         let shards = store.shards_now(class.policy);
-        Self { store, class, written, waiting: Vec::new(), chunks: 0, payload: 0, buffer, shards }
+        let shape = if shards.0 == 1 { Shape::Narrow } else { Shape::Wide };
+        let lanes = store.lanes(class, shape);
+        Self { store, class, written, waiting: Vec::new(), chunks: 0, payload: 0, buffers, shards, lanes }
     }
 
     /// Takes a frame; what was taken before may be written.
     pub(crate) fn add(&mut self, frame: Frame<'d>) -> Result<(), StoreError> {
         let grown = cell::cell_bytes(self.chunks + frame.chunks.len(), self.payload + frame.stored.len());
-        if grown > CELL_BYTES_AIM * usize::from(self.shards.0) && !self.waiting.is_empty() {
-            self.write_row()?;
+        if grown > CELL_BYTES_AIM * usize::from(self.shards.0) * self.lanes && !self.waiting.is_empty() {
+            self.write_rows()?;
         }
         self.chunks += frame.chunks.len();
         self.payload += frame.stored.len();
@@ -150,12 +172,12 @@ impl<'s, 'd> RowWriter<'s, 'd> {
         Ok(())
     }
 
-    /// Writes what is left; gives the buffer back.
-    pub(crate) fn finish(mut self) -> Result<AlignedBuffer, StoreError> {
+    /// Writes what is left; gives the buffers back.
+    pub(crate) fn finish(mut self) -> Result<RowBuffers, StoreError> {
         while !self.waiting.is_empty() {
-            self.write_row()?;
+            self.write_rows()?;
         }
-        Ok(self.buffer)
+        Ok(self.buffers)
     }
 
     /// Where what waits costs least on the devices.
@@ -170,7 +192,33 @@ impl<'s, 'd> RowWriter<'s, 'd> {
         if wide.cost((data, parity)) <= narrow.cost((1, parity)) { Shape::Wide } else { Shape::Narrow }
     }
 
-    fn write_row(&mut self) -> Result<(), StoreError> {
+    /// Writes what fills a row, or as many as are written at the same time.
+    fn write_rows(&mut self) -> Result<(), StoreError> {
+        let mut rows = vec![self.take_row()?];
+        let mut refused = Ok(());
+        while rows.len() < self.lanes && !self.waiting.is_empty() && refused.is_ok() {
+            refused = self.take_row().map(|row| rows.push(row));
+        }
+        let buffers = &mut self.buffers.0;
+        buffers.resize_with(buffers.len().max(rows.len()), Mutex::default);
+        let jobs: Vec<_> = rows.iter().zip(&*buffers).collect();
+        let write = |(row, buffer): &(&PlacedRow<'d>, &Mutex<AlignedBuffer>)| {
+            self.store.write_row(row, &mut buffer.lock())
+        };
+        let outcomes = match self.store.ingest.has_workers() {
+            true => side_by_side(&jobs, write),
+            false => jobs.iter().map(write).collect(),
+        };
+        for outcome in outcomes {
+            match outcome {
+                Ok(written) => self.written.push(written),
+                Err(error) => refused = refused.and(Err(error)),
+            }
+        }
+        refused
+    }
+
+    fn take_row(&mut self) -> Result<PlacedRow<'d>, StoreError> {
         let shape = self.shape();
         let (place, row) = match self.place(shape) {
             // What has no room in one way may have it in another, and it was promised.
@@ -194,9 +242,7 @@ impl<'s, 'd> RowWriter<'s, 'd> {
         self.waiting = kept;
         self.chunks = self.waiting.iter().map(|frame| frame.chunks.len()).sum();
         self.payload = self.waiting.iter().map(|frame| frame.stored.len()).sum();
-        let written = self.store.write_row(&cells, &place, row.total, &mut self.buffer)?;
-        self.written.push(written);
-        Ok(())
+        Ok(PlacedRow { place, cells, total: row.total })
     }
 
     fn place(&self, shape: Shape) -> Result<(RowPlace, Row), StoreError> {
@@ -214,13 +260,9 @@ impl<'s, 'd> RowWriter<'s, 'd> {
 }
 
 impl Store {
-    fn write_row(
-        &self,
-        cells: &[Vec<Frame<'_>>],
-        place: &RowPlace,
-        total: usize,
-        buffer: &mut AlignedBuffer,
-    ) -> Result<WrittenRow, StoreError> {
+    fn write_row(&self, row: &PlacedRow<'_>, buffer: &mut AlignedBuffer) -> Result<WrittenRow, StoreError> {
+        let PlacedRow { place, cells, total } = row;
+        let total = *total;
         let directories: Vec<_> = cells.iter().map(|frames| directory_of(frames)).collect();
         let shape = |(directory, frames): (&Vec<CellChunk>, &Vec<Frame<'_>>)| CellShape {
             chunks: directory.len() as u32,

@@ -11,6 +11,11 @@ use aegisfs_pool::{Placement, Pool};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
+/// Segments of a class and shape that are open at the same time, on different devices.
+const LANES_MAX: usize = 4;
+/// There is one more of them for so many that can still be opened: the ends of open segments are room that nobody else has.
+const SEGMENTS_PER_LANE: u64 = 16;
+
 /// What the rows of an open segment hold. What was moved has proved to live long and is kept apart from what is new, so
 /// that segments die as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +65,8 @@ struct Open {
     changes: u64,
     /// Rows handed out whose transaction has not passed the sequencer yet.
     in_flight: u32,
+    /// How many rows had been handed out when it got its last one.
+    turn: u64,
 }
 
 /// The open segments, and full ones that still wait for rows in flight.
@@ -70,13 +77,36 @@ pub(crate) struct Segments {
 
 #[derive(Default)]
 struct SegmentsState {
-    open: BTreeMap<(Class, Shape), Open>,
+    open: BTreeMap<(Class, Shape), Vec<Open>>,
     full: Vec<Open>,
+    /// Rows handed out.
+    rows: u64,
 }
 
 impl SegmentsState {
     fn all(&self) -> impl Iterator<Item = &Open> {
-        self.open.values().chain(&self.full)
+        self.open.values().flatten().chain(&self.full)
+    }
+
+    /// The open segments of a class and shape that get rows, by their places: of too many those that are full first.
+    fn lanes(&self, at: (Class, Shape), lanes: usize) -> Vec<usize> {
+        let open = self.open.get(&at).map_or(&[][..], Vec::as_slice);
+        let mut numbers: Vec<usize> = (0..open.len()).collect();
+        numbers.sort_by_key(|number| std::cmp::Reverse(open[*number].next_offset));
+        numbers.truncate(lanes);
+        numbers
+    }
+
+    /// Which of them gets the next one: the one that has waited longest for it.
+    fn next(&self, at: (Class, Shape), lanes: usize) -> Option<usize> {
+        self.lanes(at, lanes).into_iter().min_by_key(|number| self.open[&at][*number].turn)
+    }
+
+    /// Devices of open segments of a class and shape, but for one of them.
+    fn devices_beside(&self, at: (Class, Shape), number: Option<usize>) -> Vec<DeviceIndex> {
+        let open = self.open.get(&at).map_or(&[][..], Vec::as_slice).iter().enumerate();
+        let others = open.filter(|(other, _)| Some(*other) != number);
+        others.flat_map(|(_, open)| open.places.iter().map(|place| place.0)).collect()
     }
 }
 
@@ -106,11 +136,14 @@ impl Segments {
         state.all().map(rest).sum()
     }
 
-    /// Bytes left in each cell of data of the open segment of a class and shape, and how many cells it has.
-    pub(crate) fn room(&self, pool: &Pool, class: Class, shape: Shape) -> (u64, u8) {
+    /// Bytes left in the cells of data of the open segments of a class and shape, less so many in each cell.
+    pub(crate) fn room(&self, pool: &Pool, class: Class, shape: Shape, lost: u64) -> u64 {
         let state = self.state.lock();
-        let open = state.open.get(&(class, shape));
-        open.map_or((0, 0), |open| (pool.slot_bytes() - u64::from(open.next_offset), open.shards.0))
+        let room = |open: &Open| {
+            let cell = pool.slot_bytes() - u64::from(open.next_offset);
+            cell.saturating_sub(lost) * u64::from(open.shards.0)
+        };
+        state.open.get(&(class, shape)).map_or(0, |open| open.iter().map(room).sum())
     }
 }
 
@@ -131,22 +164,38 @@ impl Store {
     ) -> Result<RowPlace, StoreError> {
         let mut state = self.segments.state.lock();
         let at = (class, shape);
-        self.settle_elsewhere(&mut state, at)?;
         let mut ask = |open: &Open| {
             choose((self.pool.slot_bytes() - u64::from(open.next_offset)) as usize, open.shards.0)
         };
-        let mut chosen = state.open.get(&at).and_then(&mut ask);
-        if chosen.is_none() {
-            if let Some(full) = state.open.remove(&at) {
-                self.retire_segment(&mut state, full)?;
+        let lanes = self.lanes(class, shape);
+        let (number, chosen) = loop {
+            let others = state.devices_beside(at, None);
+            let redundancy = self.redundancy_of(class.policy);
+            let is_new = state.open.get(&at).is_none_or(|open| {
+                open.len() < lanes && self.pool.has_room_apart(redundancy, shape == Shape::Wide, &others)
+            });
+            let opened = is_new.then(|| self.open_segment(class.policy, shape, &others)).transpose();
+            match opened {
+                Ok(Some(open)) => state.open.entry(at).or_default().push(open),
+                // Those that there are take what they can.
+                Err(error) if error.kind() == FaultKind::NoSpace && state.open.contains_key(&at) => {}
+                Err(error) => return Err(error),
+                Ok(None) => {}
             }
-            let open = self.open_segment(class.policy, shape)?;
-            chosen = ask(&open);
-            state.open.insert(at, open);
-        }
-        let cell_bytes =
-            chosen.and_then(|bytes| u32::try_from(bytes).ok()).expect("a frame fits into a slot");
-        let open = state.open.get_mut(&at).expect("it is there or was just opened");
+            let number = state.next(at, lanes).expect("it is there or was just opened");
+            self.settle_elsewhere(&mut state, at, number)?;
+            let open = &state.open[&at][number];
+            if let Some(chosen) = ask(open) {
+                break (number, chosen);
+            }
+            assert!(open.rows > 0, "a frame fits into a slot");
+            self.retire_open(&mut state, at, number)?;
+        };
+        let cell_bytes = u32::try_from(chosen).expect("a cell is smaller than a slot");
+        state.rows += 1;
+        let turn = state.rows;
+        let open = &mut state.open.get_mut(&at).expect("it was just chosen")[number];
+        open.turn = turn;
         let place = RowPlace {
             segment: open.segment,
             row: RowIndex(open.rows),
@@ -160,13 +209,36 @@ impl Store {
         Ok(place)
     }
 
+    /// How many segments of a class and shape are open at the same time, so that several devices write: as many as share none
+    /// where one does not take all of them. What is moved, and what is too little for wide rows, goes to one.
+    pub(crate) fn lanes(&self, class: Class, shape: Shape) -> usize {
+        let redundancy = self.redundancy_of(class.policy);
+        let (data, parity) = self.shards_now(class.policy);
+        if class.purpose == Purpose::Moved || shape == Shape::Narrow && data > 1 {
+            return 1;
+        }
+        let most = self.pool.segments_side_by_side(usize::from(data) + usize::from(parity)).min(LANES_MAX);
+        if most <= 1 {
+            return 1;
+        }
+        let rest = self.pool.segments_placeable(redundancy) / SEGMENTS_PER_LANE;
+        most.min(usize::try_from(rest).unwrap_or(most)).max(1)
+    }
+
     /// Goes on in a new segment where that is better off: it has more parity than is left of the open one, or as much on devices
     /// that are trusted more. Where there is no room for one the open one is good enough.
-    fn settle_elsewhere(&self, state: &mut SegmentsState, at: (Class, Shape)) -> Result<(), StoreError> {
+    fn settle_elsewhere(
+        &self,
+        state: &mut SegmentsState,
+        at: (Class, Shape),
+        number: usize,
+    ) -> Result<(), StoreError> {
         let changes = self.pool.placement_changes();
-        let Some(open) = state.open.get_mut(&at).filter(|open| open.changes != changes) else {
+        let others = state.devices_beside(at, Some(number));
+        let open = &mut state.open.get_mut(&at).expect("it is one of them")[number];
+        if open.changes == changes {
             return Ok(());
-        };
+        }
         open.changes = changes;
         let written = open.places.iter().filter(|place| self.pool.is_written(**place)).count();
         let left = written.saturating_sub(usize::from(open.shards.0));
@@ -177,9 +249,9 @@ impl Store {
         if new < left || new == left && (is_trusted || !is_whole) {
             return Ok(());
         }
-        match self.open_segment(at.0.policy, at.1) {
+        match self.open_segment(at.0.policy, at.1, &others) {
             Ok(better) => {
-                let open = state.open.insert(at, better).expect("it was just looked at");
+                let open = std::mem::replace(open, better);
                 self.retire_segment(state, open)
             }
             Err(error) if error.kind() == FaultKind::NoSpace => Ok(()),
@@ -190,7 +262,7 @@ impl Store {
     /// Says that a row's transaction has passed the sequencer, or never will.
     pub(crate) fn row_done(&self, segment: SegmentId) -> Result<(), StoreError> {
         let mut state = self.segments.state.lock();
-        if let Some(open) = state.open.values_mut().find(|open| open.segment == segment) {
+        if let Some(open) = state.open.values_mut().flatten().find(|open| open.segment == segment) {
             open.in_flight -= 1;
             return Ok(());
         }
@@ -235,12 +307,28 @@ impl Store {
     }
 
     fn seal_some(&self, state: &mut SegmentsState, is_one: impl Fn(&Open) -> bool) -> Result<(), StoreError> {
-        let some: Vec<_> = state.open.iter().filter(|(_, open)| is_one(open)).map(|(at, _)| *at).collect();
-        for at in some {
-            let open = state.open.remove(&at).expect("it was just seen");
-            self.retire_segment(state, open)?;
+        let all: Vec<_> = state.open.keys().copied().collect();
+        for at in all {
+            while let Some(number) = state.open.get(&at).and_then(|open| open.iter().position(&is_one)) {
+                self.retire_open(state, at, number)?;
+            }
         }
         Ok(())
+    }
+
+    /// Has no row go to one of the open segments any more.
+    fn retire_open(
+        &self,
+        state: &mut SegmentsState,
+        at: (Class, Shape),
+        number: usize,
+    ) -> Result<(), StoreError> {
+        let open = state.open.get_mut(&at).expect("it is one of them");
+        let full = open.swap_remove(number);
+        if open.is_empty() {
+            state.open.remove(&at);
+        }
+        self.retire_segment(state, full)
     }
 
     /// A full segment is sealed once no row in flight can still refer to it.
@@ -258,11 +346,17 @@ impl Store {
         Ok(())
     }
 
-    fn open_segment(&self, policy: PolicyId, shape: Shape) -> Result<Open, StoreError> {
+    /// Opens a segment, on none of some devices where that is as good.
+    fn open_segment(
+        &self,
+        policy: PolicyId,
+        shape: Shape,
+        others: &[DeviceIndex],
+    ) -> Result<Open, StoreError> {
         let segment = SegmentId(self.ids.segments.take(self)?);
         let changes = self.pool.placement_changes();
-        let (shards, places) =
-            self.pool.open_segment(segment, self.redundancy_of(policy), shape == Shape::Wide)?;
+        let (redundancy, wide) = (self.redundancy_of(policy), shape == Shape::Wide);
+        let (shards, places) = self.pool.open_segment_apart(segment, redundancy, wide, others)?;
         let value = Segment {
             state: SegmentState::Open,
             shards,
@@ -284,6 +378,6 @@ impl Store {
             return Err(error);
         }
         let next_offset = SLOT_HEADER_BYTES as u32;
-        Ok(Open { segment, policy, shards, places, next_offset, rows: 0, changes, in_flight: 0 })
+        Ok(Open { segment, policy, shards, places, next_offset, rows: 0, changes, in_flight: 0, turn: 0 })
     }
 }

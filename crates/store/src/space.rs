@@ -238,10 +238,10 @@ impl Store {
         let segments = segments.saturating_sub(kept.div_ceil(redundancy.shards() as u64));
         let class = Class { policy, purpose: Purpose::Fresh };
         let (narrow, wide) = self.narrow_factor(policy);
-        let (room, _) = self.segments.room(&self.pool, class, Shape::Narrow);
-        let mut open = room.saturating_sub(FRAME_BYTES_WORST) * wide / narrow;
-        let (room, cells) = self.segments.room(&self.pool, class, Shape::Wide);
-        open += room.saturating_sub(FRAME_BYTES_WORST) * u64::from(cells);
+        let open = |shape| self.segments.room(&self.pool, class, shape, FRAME_BYTES_WORST);
+        // With one shard of data left nobody writes wide rows.
+        let is_wide = self.shards_now(policy).0 > 1;
+        let open = open(Shape::Narrow) * wide / narrow + if is_wide { open(Shape::Wide) } else { 0 };
         self.in_own_bytes(segments * self.segment_data_bytes_now(policy) + open, policy)
     }
 
@@ -249,8 +249,7 @@ impl Store {
     pub(crate) fn has_room_to_move(&self, bytes: u64, policy: PolicyId) -> bool {
         let room = |shape| {
             let class = Class { policy, purpose: Purpose::Moved };
-            let (room, cells) = self.segments.room(&self.pool, class, shape);
-            room * u64::from(cells)
+            self.segments.room(&self.pool, class, shape, 0)
         };
         let segments = self.pool.segments_placeable(self.redundancy_of(policy));
         let room = room(Shape::Narrow) + room(Shape::Wide) + segments * self.segment_data_bytes_now(policy);
@@ -431,7 +430,9 @@ impl Store {
         let space = self.pool.space();
         let mapped = self.pool.mapped_slots();
         let used = space.slots - space.free - mapped.len() as u64;
-        report.data_bytes = used * self.pool.slot_bytes() - self.segments.unwritten(&self.pool);
+        // Between the two somebody may open a segment.
+        report.data_bytes =
+            (used * self.pool.slot_bytes()).saturating_sub(self.segments.unwritten(&self.pool));
         let log_slots = mapped.iter().filter(|entry| entry.owner == MapOwner::Log).count() as u64;
         report.metadata_bytes = log_slots * self.pool.slot_bytes() + self.pool.header_bytes();
         for database in self.databases() {

@@ -63,6 +63,12 @@ pub(super) fn compared(ground: &Ground, report: &mut Report) -> Result<()> {
     report.bar("erasure code 4+2, decode, GB/s of one core", Bound::AtLeast(10.0), Some(decode));
 
     let target = &mut targets[2];
+    let (streams, blocks) = beside_low_scrub(target)?;
+    println!(
+        "  ec:4+2 beside a scrub at low: read, cold {streams:.2} of idle, random 4 KiB reads {blocks:.2}"
+    );
+    report.bar("read cold beside a scrub at low, to idle", Bound::AtLeast(0.9), Some(streams));
+    report.bar("random reads beside a scrub at low, to idle", Bound::AtLeast(0.9), Some(blocks));
     let idle = read_p99(&path(target), READ_SECONDS)?;
     target.start_scrub("medium")?;
     let beside = read_p99(&path(target), READ_SECONDS)?;
@@ -89,6 +95,26 @@ fn measure(target: &Target, seed: u64) -> Result<[f64; QUANTITIES.len()]> {
     let begun = Instant::now();
     let scrubbed = target.scrub()? / 1e6 / begun.elapsed().as_secs_f64();
     Ok([written, read, one, sixteen, scrubbed])
+}
+
+/// What is left of reading, in one stream and all over, while a scrub goes on at its lowest intensity.
+fn beside_low_scrub(target: &Target) -> Result<(f64, f64)> {
+    let mut runs = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
+    for round in 0..ROUNDS as u64 {
+        for (runs, scrubs) in runs.iter_mut().zip([false, true]) {
+            target.chill()?;
+            if scrubs {
+                target.start_scrub("low")?;
+            }
+            runs[0].push(read(target)?);
+            runs[1].push(random_reads(&path(target), 16, READ_SECONDS, round)?);
+            if scrubs {
+                target.end_scrub()?;
+            }
+        }
+    }
+    let [idle, beside] = runs.map(|of| of.map(|runs| Figure::of(runs).median));
+    Ok((beside[0] / idle[0], beside[1] / idle[1]))
 }
 
 fn read(target: &Target) -> Result<f64> {

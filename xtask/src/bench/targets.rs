@@ -167,6 +167,11 @@ impl Target {
         run(60, &[&self.program, "scrub", "start", "--intensity", intensity, &self.mnt()]).map(|_| ())
     }
 
+    /// Ends one that goes on.
+    pub(super) fn end_scrub(&self) -> Result<()> {
+        run(60, &[&self.program, "scrub", "cancel", &self.mnt()]).map(|_| ())
+    }
+
     fn serve_null(&mut self) -> Result<()> {
         let way = if has_rings() { ["--io-uring"].as_slice() } else { &[] };
         let mnt = self.mnt();

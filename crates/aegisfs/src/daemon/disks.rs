@@ -67,6 +67,7 @@ pub(super) fn describe(store: &Store) -> Result<Value, StoreError> {
             "slots": report.slots,
             "slots_free": report.slots_free,
             "in_flight": report.in_flight,
+            "in_flight_most": report.in_flight_most,
             "trouble": report.trouble as f64 / 100.0,
             "latency": {
                 "read": speed(&report.reads),

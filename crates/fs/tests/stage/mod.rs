@@ -3,20 +3,28 @@
 use aegisfs_base::{InodeId, ManualClock, SeededRng};
 use aegisfs_device::{Device, MemoryDevice};
 use aegisfs_fs::{Fs, FsOptions, HandleId, MakeOptions, ROOT};
-use aegisfs_pool::{CreateOptions, OpenOptions, Pool};
+use aegisfs_pool::{CreateOptions, OpenOptions, Pool, Redundancy};
 use aegisfs_store::{StoreOptions, open};
 use std::sync::Arc;
 
 pub(crate) struct World {
-    pub(crate) device: Arc<MemoryDevice>,
+    pub(crate) devices: Vec<Arc<MemoryDevice>>,
     pub(crate) rng: SeededRng,
 }
 
 impl World {
     pub(crate) fn sized(bytes: u64, slot_bytes: u64) -> Self {
-        let world = Self { device: Arc::new(MemoryDevice::new("disk", bytes)), rng: SeededRng::new(4) };
+        Self::of(&[bytes], slot_bytes, None)
+    }
+
+    /// Several devices; without a redundancy they have the one that is theirs by default.
+    pub(crate) fn of(devices: &[u64], slot_bytes: u64, redundancy: Option<Redundancy>) -> Self {
+        let device = |(n, bytes): (usize, &u64)| Arc::new(MemoryDevice::new(format!("disk {n}"), *bytes));
+        let devices = devices.iter().enumerate().map(device).collect();
+        let world = Self { devices, rng: SeededRng::new(4) };
         let clock = ManualClock::default();
         let create = CreateOptions {
+            redundancy,
             compression: (2, 1),
             slot_bytes: Some(slot_bytes),
             log_pieces: Some(8),
@@ -28,7 +36,7 @@ impl World {
     }
 
     fn devices(&self) -> Vec<Arc<dyn Device>> {
-        vec![self.device.clone()]
+        self.devices.iter().map(|device| Arc::clone(device) as Arc<dyn Device>).collect()
     }
 
     pub(crate) fn mount(&self) -> Fs {

@@ -69,6 +69,7 @@ const SHORT: Shape = Shape {
     flags: false,
     cleaning: false,
     policies: false,
+    redundancy: None,
 };
 
 #[test]
@@ -146,6 +147,14 @@ fn one_of_six_coded_devices_may_fail_at_any_call() {
         }
     }
     println!("coded: failed from each of {calls} calls on");
+}
+
+/// Where several rows are on their way at the same time one of them may fail.
+#[test]
+fn one_of_two_pairs_of_mirrors_may_fail_at_any_call() {
+    let shape = Shape { operations: 14, device_bytes: 48 << 20, ..crate::TWO_PAIRS };
+    let calls = sweep(&shape, 509, |n| Fault { operation: None, ..Fault::final_once(Operation::Read, n) });
+    println!("two pairs: each of {calls} calls failed once");
 }
 
 /// The power is cut, and while the log is replayed one read fails: it is refused, or nothing is missing.

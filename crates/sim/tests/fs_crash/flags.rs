@@ -25,6 +25,7 @@ pub(crate) const WITH_FLAGS: Shape = Shape {
     flags: true,
     cleaning: false,
     policies: false,
+    redundancy: None,
 };
 
 /// With so many of them each verb happens in a directory or to a file that is marked sync.

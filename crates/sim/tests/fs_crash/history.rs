@@ -35,6 +35,8 @@ pub(crate) struct Shape {
     pub(crate) cleaning: bool,
     /// Whether somebody says how files and directories are stored.
     pub(crate) policies: bool,
+    /// What it is if it is not what so many devices have by default.
+    pub(crate) redundancy: Option<Redundancy>,
 }
 
 impl Default for Shape {
@@ -50,6 +52,7 @@ impl Default for Shape {
             flags: false,
             cleaning: false,
             policies: false,
+            redundancy: None,
         }
     }
 }
@@ -210,6 +213,7 @@ pub(crate) fn format(shape: &Shape, seed: u64) -> (SimWorld, SeededRng) {
         world.add(&format!("disk{n}"), shape.device_bytes * times);
     }
     let create = CreateOptions {
+        redundancy: shape.redundancy,
         compression: (2, 1),
         slot_bytes: Some(slot_bytes(shape)),
         log_pieces: Some(shape.log_pieces),
@@ -225,8 +229,14 @@ pub(crate) fn format(shape: &Shape, seed: u64) -> (SimWorld, SeededRng) {
 impl History {
     /// Runs a history from a seed.
     pub(crate) fn run(shape: &Shape, seed: u64) -> Self {
+        Self::run_after(shape, seed, |_| {})
+    }
+
+    /// The same where something is done to the devices as soon as they are mounted.
+    pub(crate) fn run_after(shape: &Shape, seed: u64, prepare: impl FnOnce(&SimWorld)) -> Self {
         let (world, rng) = format(shape, seed);
         let fs = mount(world.devices(), &rng, OpenOptions::default()).expect("it mounts");
+        prepare(&world);
         let mut player = Player::new(&fs, &rng, shape);
         let mut history = Self {
             names: vec![walk(&fs).expect("an empty root")],

@@ -17,9 +17,10 @@ mod old_records;
 mod oracle;
 mod player;
 mod returning;
+mod slow;
 mod switches;
 
-use aegisfs_pool::OpenOptions;
+use aegisfs_pool::{OpenOptions, Redundancy};
 use aegisfs_sim::{Plan, explore, tell};
 use history::{History, Shape};
 
@@ -101,6 +102,7 @@ const WITH_CLEANING: Shape = Shape {
     flags: false,
     cleaning: true,
     policies: false,
+    redundancy: None,
 };
 
 #[test]
@@ -135,6 +137,7 @@ const SIX_CODED: Shape = Shape {
     flags: false,
     cleaning: false,
     policies: false,
+    redundancy: None,
 };
 
 #[test]
@@ -171,6 +174,40 @@ fn histories_with_streams_on_coded_devices_of_mixed_sizes() {
         ..Shape::default()
     };
     survive("histories with streams on devices of mixed sizes, 3+2", shape, 550..552);
+}
+
+/// Two segments are open at the same time, on two devices each.
+const TWO_PAIRS: Shape = Shape {
+    devices: 4,
+    redundancy: Some(Redundancy { shards_data: 1, shards_parity: 1 }),
+    device_bytes: 48 << 20,
+    ..SIX_CODED
+};
+
+#[test]
+fn histories_on_two_pairs_of_mirrors() {
+    survive("histories on two pairs of mirrors", TWO_PAIRS, 570..573);
+    let cleaning = Shape { cleaning: true, operations: 90, device_bytes: 24 << 20, ..TWO_PAIRS };
+    survive("histories with cleaning on two pairs of mirrors", cleaning, 573..574);
+}
+
+/// Rows that are written one after the other go to different devices.
+#[test]
+fn both_pairs_of_mirrors_are_written_to() {
+    let history = History::run(&TWO_PAIRS, 570);
+    let rng = aegisfs_base::SeededRng::new(570);
+    let fs = history::mount(history.world.devices(), &rng, OpenOptions::default()).expect("it mounts");
+    let mut live = std::collections::BTreeMap::new();
+    let mut note = |_, segment: aegisfs_format::value::Segment| {
+        let mut devices: Vec<u16> = segment.placements.iter().map(|place| place.0.0).collect();
+        devices.sort_unstable();
+        *live.entry(devices).or_insert(0) += segment.live_bytes;
+        std::ops::ControlFlow::Continue(())
+    };
+    fs.store().each_segment(&mut note).expect("readable");
+    live.retain(|_, bytes| *bytes > 0);
+    let taken: std::collections::BTreeSet<u16> = live.keys().flatten().copied().collect();
+    assert!(live.len() > 1 && taken.len() == 4, "{live:?}");
 }
 
 const CODED_WITH_CLEANING: Shape = Shape {

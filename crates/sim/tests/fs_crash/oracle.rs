@@ -90,6 +90,12 @@ pub(crate) fn judge_known(
 }
 
 pub(crate) fn judge_mounted(history: &History, known: &Known, fs: &Fs) -> Result<(), String> {
+    judge_contents(history, known, fs)?;
+    sound(fs)
+}
+
+/// Names and bytes alone.
+pub(crate) fn judge_contents(history: &History, known: &Known, fs: &Fs) -> Result<(), String> {
     let names = walk(fs).map_err(|e| format!("the tree cannot be walked: {e}"))?;
     let from = known.names_from();
     let matching = (from..=known.begun.min(history.names.len() as u64 - 1))
@@ -100,7 +106,7 @@ pub(crate) fn judge_mounted(history: &History, known: &Known, fs: &Fs) -> Result
     for entry in names.values().filter(|entry| entry.mode & 0o170_000 == 0o100_000) {
         judge_content(history, known, fs, entry.inode, at)?;
     }
-    sound(fs)
+    Ok(())
 }
 
 /// Every byte is what was last promised, or anything that was there later.

@@ -137,6 +137,41 @@ fn nobody_waits_for_a_device_that_hesitates() {
     }
 }
 
+/// Cells on different devices are read at the same time: a reader waits about as long as for one of them.
+#[test]
+fn cells_are_read_side_by_side() {
+    for (redundancy, count) in [((4, 2), 6), ((1, 1), 2)] {
+        let rng = SeededRng::new(95);
+        let devices = format(count, redundancy, &rng);
+        let store = mount(&devices, &rng);
+        let contents = fill(&store, 10, &rng);
+        let took = |n: usize| {
+            let chunks: Vec<_> =
+                super::references_of(&store, contents[n].0).iter().map(|(_, r)| r.chunk).collect();
+            let reads = || store.counters().device_reads.load(Ordering::Relaxed);
+            let (before, begun) = (reads(), Instant::now());
+            store.prefetch(&chunks).unwrap();
+            (begun.elapsed(), reads() - before)
+        };
+        let slow = 40;
+        devices.iter().for_each(|device| device.read_ms.store(slow, Ordering::SeqCst));
+        // The first ones find out that it takes long.
+        for n in 0..6 {
+            took(n);
+        }
+        // A busy machine may be slower at any time.
+        let (time, asked) = (6..8).map(&took).min().unwrap();
+        let one_by_one = Duration::from_millis(slow * asked);
+        let devices_asked = u32::from(if redundancy.0 == 1 { 2_u8 } else { redundancy.0 });
+        assert!(asked >= 4, "{asked} reads are too few to tell");
+        assert!(
+            time < one_by_one / devices_asked + Duration::from_millis(slow * 3 / 2),
+            "{redundancy:?}: {time:?} for {asked} reads on {devices_asked} devices"
+        );
+        assert!(read(&store, contents[6].0) == contents[6].1);
+    }
+}
+
 #[test]
 fn calls_that_fail_now_and_then_are_nobodys_trouble() {
     let rng = SeededRng::new(92);

@@ -5,11 +5,13 @@ mod erasure;
 mod health;
 mod members;
 mod orphans;
+mod parallel;
 mod scrubbing;
 mod trimming;
 
 use aegisfs_base::{BranchId, InodeId, ManualClock, Rng, SeededRng, Sequence};
 use aegisfs_device::{Device, MemoryDevice};
+use aegisfs_format::extent::ExtentRef;
 use aegisfs_format::key::{self, Table};
 use aegisfs_format::op::Op;
 use aegisfs_format::value::Inode;
@@ -66,10 +68,9 @@ fn read(store: &Store, inode: InodeId) -> Vec<u8> {
     try_read(store, inode).unwrap()
 }
 
-fn try_read(store: &Store, inode: InodeId) -> Result<Vec<u8>, StoreError> {
+/// What a file refers to, and where in it.
+fn references_of(store: &Store, inode: InodeId) -> Vec<(u64, ExtentRef)> {
     let view = store.head_view(HEAD).unwrap();
-    let stored = versions::visible(&store.view(), Table::Inode, &key::inode(inode), &view).unwrap().unwrap();
-    let mut data = vec![0; Inode::decode(&stored).unwrap().size as usize];
     let prefix = key::inode(inode);
     let end = key::prefix_end(&prefix);
     let mut runs = Vec::new();
@@ -87,6 +88,14 @@ fn try_read(store: &Store, inode: InodeId) -> Result<Vec<u8>, StoreError> {
         },
     )
     .unwrap();
+    runs
+}
+
+fn try_read(store: &Store, inode: InodeId) -> Result<Vec<u8>, StoreError> {
+    let view = store.head_view(HEAD).unwrap();
+    let stored = versions::visible(&store.view(), Table::Inode, &key::inode(inode), &view).unwrap().unwrap();
+    let mut data = vec![0; Inode::decode(&stored).unwrap().size as usize];
+    let runs = references_of(store, inode);
     let chunks: Vec<_> = runs.iter().map(|(_, r)| r.chunk).collect();
     store.prefetch(&chunks).unwrap();
     for (offset, reference) in runs {
