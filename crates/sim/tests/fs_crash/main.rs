@@ -176,6 +176,13 @@ fn histories_with_streams_on_coded_devices_of_mixed_sizes() {
     survive("histories with streams on devices of mixed sizes, 3+2", shape, 550..552);
 }
 
+#[test]
+fn histories_on_three_mirrored_and_on_eight_coded_devices() {
+    let three = Shape { devices: 3, mixed: true, device_bytes: 16 << 20, ..SIX_CODED };
+    survive("histories on three devices of mixed sizes, mirrored", three, 544..545);
+    survive("histories on eight devices, 6+2", Shape { devices: 8, ..SIX_CODED }, 545..546);
+}
+
 /// Two segments are open at the same time, on two devices each.
 const TWO_PAIRS: Shape = Shape {
     devices: 4,
