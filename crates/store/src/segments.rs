@@ -210,11 +210,12 @@ impl Store {
     }
 
     /// How many segments of a class and shape are open at the same time, so that several devices write: as many as share none
-    /// where one does not take all of them. What is moved, and what is too little for wide rows, goes to one.
+    /// where one does not take all of them. What is moved, and what is too little for wide rows, goes to one; and so does what
+    /// has no redundancy: files that lie on one device survive the loss of another.
     pub(crate) fn lanes(&self, class: Class, shape: Shape) -> usize {
         let redundancy = self.redundancy_of(class.policy);
         let (data, parity) = self.shards_now(class.policy);
-        if class.purpose == Purpose::Moved || shape == Shape::Narrow && data > 1 {
+        if class.purpose == Purpose::Moved || shape == Shape::Narrow && data > 1 || parity == 0 {
             return 1;
         }
         let most = self.pool.segments_side_by_side(usize::from(data) + usize::from(parity)).min(LANES_MAX);
