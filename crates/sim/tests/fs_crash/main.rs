@@ -25,7 +25,7 @@ use aegisfs_sim::{Plan, explore, tell};
 use history::{History, Shape};
 
 /// Points per history in an ordinary run; `AEGISFS_SIM_POINTS` in the environment replaces it.
-const POINTS: u64 = 250;
+const POINTS: u64 = 180;
 
 fn survive(suite: &str, shape: Shape, seeds: std::ops::Range<u64>) {
     let mut points = 0;
